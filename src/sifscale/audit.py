@@ -1,0 +1,156 @@
+"""Does anything leak? Run before every training; a finding stops an honest run and is logged by a legacy one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from sifscale import grid
+from sifscale.crops import Plans
+from sifscale.features import FeatureCube
+from sifscale.splits import TEST
+
+Mask = NDArray[np.bool_]
+
+# A predictor that explains the target this well together with coarse SIF is made from the target: real predictors
+# leave the sounding noise unexplained (about 20 % of the variance of the Minnesota tables).
+DERIVED_R2 = 0.99
+LOCAL_WINDOW_PX = 16
+MOVING_MEAN_FACTORS = (3, 5, 7)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that makes test scores look better than they are: a short ``code`` and a sentence with figures."""
+
+    code: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.text}"
+
+
+def audit(features: FeatureCube, plans: Plans, scaler_saw: Mask) -> list[Finding]:
+    """All findings of a run.
+
+    features: what the model will read (gaps NaN). plans: its crops. scaler_saw (sample, y, x): the pixels that
+    normalisation, or any scaling before it, was fitted on.
+    """
+    test = scored_pixels(plans, features.coarse.shape)
+    valid = np.asarray(features.valid)
+    return [
+        *_overlap(plans, test, features.places),
+        *_scaler(scaler_saw, test),
+        *_derived_predictors(features, valid),
+        *_moving_mean_coarse(features, valid),
+    ]
+
+
+def scored_pixels(plans: Plans, shape: tuple[int, int, int]) -> Mask:
+    """Pixels (sample, y, x) that test scores are made of."""
+    return plans.test.covered(shape) if plans.parts is None else plans.parts == TEST
+
+
+def guard_distance_px(plans: Plans, shape: tuple[int, int, int]) -> float:
+    """Smallest distance (Chebyshev, px) from a pixel of a training crop to a test pixel of the same sample.
+
+    0: they overlap; inf: no sample has both.
+    """
+    train, test = plans.train.covered(shape), scored_pixels(plans, shape)
+    closest = np.inf
+    for near, held_out in zip(train, test, strict=True):
+        if near.any() and held_out.any():
+            distance = ndimage.distance_transform_cdt(~held_out, metric="chessboard")
+            closest = min(closest, float(distance[near].min()))
+    return closest
+
+
+def _overlap(plans: Plans, test: Mask, places: tuple[str, ...]) -> list[Finding]:
+    seen = [
+        (name, plan.covered(test.shape))
+        for name, plan in (("training", plans.train), ("validation", plans.validation))
+        if plan is not None
+    ]
+    findings = []
+    for name, covered in seen:
+        share = float((covered & test).sum() / max(test.sum(), 1))
+        if share:
+            findings.append(Finding("overlap", f"{share:.1%} of the test pixels lie inside a {name} crop"))
+    if len(set(places)) > 1:
+        tested = {place for place, here in zip(places, test, strict=True) if here.any()}
+        trained = {place for place, here in zip(places, seen[0][1], strict=True) if here.any()}
+        if tested & trained:
+            shared = sorted(tested & trained)
+            findings.append(Finding("shared_place", f"{len(shared)} places are in train and test, e.g. {shared[0]}"))
+    return findings
+
+
+def _scaler(scaler_saw: Mask, test: Mask) -> list[Finding]:
+    share = float((scaler_saw & test).sum() / max(test.sum(), 1))
+    return [Finding("scaler", f"the scaler was fitted on {share:.1%} of the test pixels")] if share else []
+
+
+def _derived_predictors(features: FeatureCube, valid: Mask) -> list[Finding]:
+    """Predictors of which, with coarse SIF, the target is a linear function, everywhere or in most small windows."""
+    findings = []
+    coarse, target = np.asarray(features.coarse), np.asarray(features.target)
+    for i, channel in enumerate(features.channels):
+        values = np.asarray(features.predictors[:, i])
+        known = valid & np.isfinite(values)
+        everywhere = _linear_r2(values[known], coarse[known], target[known])
+        local = _local_r2(values, coarse, target, known) if everywhere < DERIVED_R2 else everywhere
+        if max(everywhere, local) >= DERIVED_R2:
+            where = "over the whole field" if everywhere >= DERIVED_R2 else f"in {LOCAL_WINDOW_PX} px windows"
+            text = f"a linear fit of '{channel.name}' and coarse SIF gives the target with R2 {max(everywhere, local):.6f} {where}"
+            findings.append(Finding("target_derived_predictor", text))
+    return findings
+
+
+def _linear_r2(values: NDArray[np.float32], coarse: NDArray[np.float32], target: NDArray[np.float32]) -> float:
+    """R2 of target ~ values + coarse + 1 (least squares, in sample)."""
+    if len(target) < 8 or np.ptp(target) == 0:
+        return 0.0
+    design = np.column_stack([values, coarse, np.ones_like(values)]).astype(np.float64)
+    wanted = target.astype(np.float64)
+    residual = wanted - design @ np.linalg.lstsq(design, wanted, rcond=None)[0]
+    return float(1 - residual.var() / wanted.var())
+
+
+def _local_r2(
+    values: NDArray[np.float32], coarse: NDArray[np.float32], target: NDArray[np.float32], known: Mask
+) -> float:
+    """Median of the same R2 over windows that are well filled: finds scalings that differ from place to place."""
+    scores = []
+    step = LOCAL_WINDOW_PX
+    for sample in range(values.shape[0]):
+        for y in range(0, values.shape[1], step):
+            for x in range(0, values.shape[2], step):
+                at = (sample, slice(y, y + step), slice(x, x + step))
+                here = known[at]
+                if here.sum() >= step * step // 2:
+                    scores.append(_linear_r2(values[at][here], coarse[at][here], target[at][here]))
+    return float(np.median(scores)) if scores else 0.0
+
+
+def _moving_mean_coarse(features: FeatureCube, valid: Mask) -> list[Finding]:
+    """Is coarse SIF the moving mean of the target? Then each pixel's neighbours hold its value: the task is deblurring."""
+    if features.block_px > 1:  # block means by construction
+        return []
+    rows, columns = features.shape
+    target = np.asarray(features.target)[:, :rows, :columns].astype(np.float64)
+    known = valid[:, :rows, :columns]
+    target = np.where(known, target, np.nan)
+    coarse = np.asarray(features.coarse)[:, :rows, :columns]
+    for factor in MOVING_MEAN_FACTORS:
+        difference = np.abs(grid.moving_mean(target, factor) - coarse)[known]
+        # the share, not the maximum: a few cells at gaps may have been treated otherwise
+        if np.mean(difference < 1e-5) > 0.95:
+            text = (
+                f"coarse SIF is the {factor}x{factor} moving mean of the target on the same grid (median difference "
+                f"{np.median(difference):.1e}): the task is deblurring, not downscaling"
+            )
+            return [Finding("moving_mean_coarse", text)]
+    return []

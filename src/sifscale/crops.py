@@ -1,0 +1,195 @@
+"""Crop plans: where crops are cut, as a table without pixels; saved, hashed and logged with a run."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sifscale.config import ConfigError, LegacySplit, RandomCrop, SlidingCrop
+from sifscale.splits import TEST, TRAIN, VALIDATION
+
+Mask = NDArray[np.bool_]
+COLUMNS = ("sample", "y0", "x0", "core_y0", "core_x0", "core_y1", "core_x1")
+
+
+@dataclass(frozen=True)
+class CropPlan:
+    """Crops of ``size`` x ``size`` px: an int32 table (n, 7) with the columns of ``COLUMNS``.
+
+    y0, x0: upper-left pixel in the field. core_*: the part of the crop that counts, in pixels of the field, half
+    open; the rest is halo. valid_fraction (n,): share of the crop's pixels with an observed target.
+    """
+
+    table: NDArray[np.int32]
+    valid_fraction: NDArray[np.float32]
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def hash(self) -> str:
+        """Hash of the table, 16 hexadecimal digits."""
+        return hashlib.sha256(np.ascontiguousarray(self.table).tobytes() + str(self.size).encode()).hexdigest()[:16]
+
+    def take(self, index: NDArray[np.intp]) -> CropPlan:
+        """The crops with these numbers."""
+        return CropPlan(self.table[index], self.valid_fraction[index], self.size)
+
+    def covered(self, shape: tuple[int, int, int]) -> Mask:
+        """Pixels (sample, y, x) that lie in any crop, halo included."""
+        edges = np.zeros((shape[0], shape[1] + 1, shape[2] + 1), dtype=np.int32)
+        sample, y0, x0 = self.table[:, :3].T
+        y1, x1 = y0 + self.size, x0 + self.size
+        for y, x, sign in ((y0, x0, 1), (y1, x0, -1), (y0, x1, -1), (y1, x1, 1)):
+            np.add.at(edges, (sample, y, x), sign)
+        return edges.cumsum(axis=1).cumsum(axis=2)[:, :-1, :-1] > 0
+
+    def save(self, path: Path) -> None:
+        """Write the plan as CSV, one crop a line."""
+        frame = pd.DataFrame(self.table, columns=list(COLUMNS))
+        frame["size"], frame["valid_fraction"] = self.size, self.valid_fraction
+        frame.to_csv(path, index=False)
+
+
+@dataclass(frozen=True)
+class Plans:
+    """Crop plans of a run; ``parts`` (sample, y, x) says which pixels a test crop may be scored on."""
+
+    train: CropPlan
+    validation: CropPlan | None
+    test: CropPlan
+    parts: NDArray[np.int8] | None  # None: crops were split, not pixels (legacy)
+
+
+def window_sums(mask: Mask, size: int) -> NDArray[np.int32]:
+    """How many pixels are True in each size x size window, (sample, Y - size + 1, X - size + 1), by upper-left."""
+    total = np.zeros((mask.shape[0], mask.shape[1] + 1, mask.shape[2] + 1), dtype=np.int32)
+    total[:, 1:, 1:] = mask.cumsum(axis=1, dtype=np.int32).cumsum(axis=2, dtype=np.int32)
+    return (
+        total[:, size:, size:] - total[:, :-size, size:] - total[:, size:, :-size] + total[:, :-size, :-size]
+    )
+
+
+def training_crops(
+    crop: RandomCrop | SlidingCrop, inside: Mask, valid: Mask, block_px: int, seed: int, part: str
+) -> CropPlan:
+    """Crops that lie wholly in ``inside`` (sample, y, x), with enough valid pixels, aligned with coarse blocks.
+
+    random: ``number`` places a sample, drawn without repetition (all there are, if fewer). sliding: every
+    ``stride`` px. ConfigError where none fits.
+    """
+    _check_size(crop.size, inside.shape)
+    fits = window_sums(inside, crop.size) == crop.size**2
+    fraction = window_sums(valid, crop.size) / crop.size**2
+    step = crop.stride if isinstance(crop, SlidingCrop) else block_px
+    allowed = np.zeros_like(fits)
+    allowed[:, ::step, ::step] = (fits & (fraction >= crop.min_valid))[:, ::step, ::step]
+    found = np.argwhere(allowed)
+    if isinstance(crop, RandomCrop):
+        rng = np.random.default_rng(seed)
+        drawn = []
+        for sample in range(inside.shape[0]):
+            here = np.flatnonzero(found[:, 0] == sample)
+            drawn.append(rng.permutation(here)[: crop.number])
+        found = found[np.sort(np.concatenate(drawn))]
+    if not len(found):
+        largest = "x".join(str(n) for n in inside.shape[1:])
+        raise ConfigError(
+            [
+                f"crop.size: no crop fits wholly into the {part} part of the {largest} px field with crop.min_valid = "
+                f"{crop.min_valid}; use smaller crops, larger blocks or a smaller guard (found {crop.size})"
+            ]
+        )
+    return _plan(found, fraction[tuple(found.T)], crop.size)
+
+
+def validation_crops(crop: RandomCrop | SlidingCrop, inside: Mask, valid: Mask, block_px: int) -> CropPlan:
+    """Crops wholly in the validation part, every quarter of their size (every coarse block where none fits so)."""
+    for stride in (max(crop.size // 4 // block_px * block_px, block_px), block_px):
+        sliding = SlidingCrop(name="sliding", size=crop.size, stride=stride, min_valid=crop.min_valid, augment=False)
+        try:
+            return training_crops(sliding, inside, valid, block_px, 0, "validation")
+        except ConfigError:
+            if stride == block_px:
+                raise
+    raise AssertionError("unreachable: the last stride returns or raises")
+
+
+def covering_crops(part: Mask, valid: Mask, size: int, block_px: int) -> CropPlan:
+    """Crops whose cores cover each pixel of ``part`` exactly once, with a halo of about a quarter of the size.
+
+    Crops stay inside the field, so the halo is thinner at its border; cores and crops are aligned with coarse blocks.
+    """
+    _check_size(size, part.shape)
+    halo = size // 4 // block_px * block_px
+    core = size - 2 * halo
+    rows = []
+    for y in range(0, part.shape[1], core):
+        for x in range(0, part.shape[2], core):
+            y0, x0 = (min(max(at - halo, 0), edge - size) for at, edge in zip((y, x), part.shape[1:], strict=True))
+            y1, x1 = min(y + core, part.shape[1]), min(x + core, part.shape[2])
+            samples = np.flatnonzero(part[:, y:y1, x:x1].any(axis=(1, 2)))
+            rows += [(sample, y0, x0, y, x, y1, x1) for sample in samples]
+    table = np.array(sorted(rows), dtype=np.int32).reshape(-1, len(COLUMNS))
+    fraction = window_sums(valid, size)[tuple(table[:, :3].T)] / size**2
+    return CropPlan(table, fraction.astype(np.float32), size)
+
+
+def legacy_crops(crop: RandomCrop | SlidingCrop, split: LegacySplit, valid: Mask, seed: int) -> tuple[CropPlan, CropPlan]:
+    """Train and test crops as the notebooks made them: anywhere in the field, repetitions allowed, split at random."""
+    _check_size(crop.size, valid.shape)
+    rng = np.random.default_rng(seed)
+    fraction = window_sums(valid, crop.size) / crop.size**2
+    if isinstance(crop, SlidingCrop):
+        steps = np.zeros(fraction.shape, dtype=bool)
+        steps[:, :: crop.stride, :: crop.stride] = True
+        found = np.argwhere(steps)
+    else:
+        size = (crop.number, 2)
+        draw = [rng.integers(0, fraction.shape[1:], size=size) for _ in range(valid.shape[0])]
+        found = np.concatenate([np.column_stack([np.full(crop.number, i), at]) for i, at in enumerate(draw)])
+    plan = _plan(found, fraction[tuple(found.T)], crop.size)
+    order = rng.permutation(len(plan))
+    train = int((1 - split.test_share) * len(plan))
+    return plan.take(np.sort(order[:train])), plan.take(np.sort(order[train:]))
+
+
+def make_plans(
+    crop: RandomCrop | SlidingCrop,
+    split: LegacySplit | NDArray[np.int8],
+    valid: Mask,
+    block_px: int,
+    seed: int,
+) -> Plans:
+    """All crop plans of a run: from the parts of the map (sample, y, x), or, legacy, by splitting crops.
+
+    ``valid`` (sample, y, x): where the target was observed.
+    """
+    if isinstance(split, LegacySplit):
+        train, test = legacy_crops(crop, split, valid, seed)
+        return Plans(train, None, test, None)
+    parts = split
+    has_validation = bool((parts == VALIDATION).any())
+    return Plans(
+        train=training_crops(crop, parts == TRAIN, valid, block_px, seed, "train"),
+        validation=validation_crops(crop, parts == VALIDATION, valid, block_px) if has_validation else None,
+        test=covering_crops(parts == TEST, valid, crop.size, block_px),
+        parts=parts,
+    )
+
+
+def _plan(found: NDArray[np.intp], fraction: NDArray[np.float64], size: int) -> CropPlan:
+    corner = found.astype(np.int32)
+    table = np.column_stack([corner, corner[:, 1:], corner[:, 1:] + size]).astype(np.int32)
+    return CropPlan(table, fraction.astype(np.float32), size)
+
+
+def _check_size(size: int, shape: tuple[int, ...]) -> None:
+    if size > min(shape[1:]):
+        raise ConfigError([f"crop.size: must not exceed the sample of {shape[1]} x {shape[2]} px (found {size})"])

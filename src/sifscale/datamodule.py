@@ -1,0 +1,181 @@
+"""Crop plan + feature cube -> batches; normalisation fitted on the training part only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from sifscale.config import Normalisation
+from sifscale.crops import CropPlan, Plans
+from sifscale.features import FeatureCube
+from sifscale.splits import TEST, TRAIN
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """x -> (x - offset) / scale, a pair for each predictor channel and one for SIF (coarse and target alike)."""
+
+    offset: tuple[float, ...]
+    scale: tuple[float, ...]
+    target_offset: float
+    target_scale: float
+
+
+def fit_scaler(features: FeatureCube, inside: NDArray[np.bool_], method: str) -> Scaler:
+    """Scaler from the pixels of ``inside`` (sample, y, x); codes, classes and constant channels stay as they are.
+
+    zscore: mean and standard deviation; minmax: minimum and range; none: everything as it is.
+    """
+    target = _offset_scale(np.asarray(features.target)[inside], method)
+    pairs = []
+    for i, channel in enumerate(features.channels):
+        values = np.asarray(features.predictors[:, i])[inside] if channel.scaled and method != "none" else None
+        pairs.append((0.0, 1.0) if values is None else _offset_scale(values, method))
+    return Scaler(tuple(o for o, _ in pairs), tuple(s for _, s in pairs), *target)
+
+
+def _offset_scale(values: NDArray[np.float32], method: str) -> tuple[float, float]:
+    known = values[np.isfinite(values)].astype(np.float64)
+    if method == "none" or not len(known):
+        return 0.0, 1.0
+    offset, scale = (known.mean(), known.std()) if method == "zscore" else (known.min(), np.ptp(known))
+    return float(offset), float(scale) if scale > 0 else 1.0
+
+
+def training_pixels(plans: Plans, features: FeatureCube, normalisation: Normalisation) -> NDArray[np.bool_]:
+    """Pixels (sample, y, x) that normalisation may look at: the train part, or everything if so configured."""
+    shape = features.coarse.shape
+    if normalisation.fit == "everything":
+        return np.ones(shape, dtype=bool)
+    return plans.train.covered(shape) if plans.parts is None else plans.parts == TRAIN
+
+
+class CropBatches(Dataset[Batch]):
+    """A batch for a list of crop numbers: one gather a batch, no work a crop in Python workers."""
+
+    def __init__(self, features: FeatureCube, plan: CropPlan, parts: NDArray[np.int8] | None) -> None:
+        self.features, self.plan, self.parts = features, plan, parts
+
+    def __len__(self) -> int:
+        return len(self.plan)
+
+    def __getitem__(self, numbers: list[int]) -> Batch:
+        """predictors (B, C, H, W), coarse and target (B, 1, H, W) float32; valid, scored (B, 1, H, W) bool.
+
+        valid: target observed. scored: valid, in the core of the crop and, in a test crop, in the test part. Values
+        are physical, gaps NaN: the task normalises and fills them.
+        """
+        size, features = self.plan.size, self.features
+        rows = self.plan.table[numbers]
+        cut = [(int(s), slice(int(y), int(y) + size), slice(int(x), int(x) + size)) for s, y, x in rows[:, :3]]
+        valid = np.stack([features.valid[at] for at in cut])
+        scored = valid & self._cores(rows)
+        if self.parts is not None:
+            scored &= np.stack([self.parts[at] == TEST for at in cut])
+        return {
+            "predictors": torch.from_numpy(np.stack([features.predictors[s, :, y, x] for s, y, x in cut])),
+            "coarse": torch.from_numpy(np.stack([features.coarse[at] for at in cut]))[:, None],
+            "target": torch.from_numpy(np.stack([features.target[at] for at in cut]))[:, None],
+            "valid": torch.from_numpy(valid)[:, None],
+            "scored": torch.from_numpy(scored)[:, None],
+            "crop": torch.tensor(numbers),
+        }
+
+    def _cores(self, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
+        at = np.arange(self.plan.size)
+        y, x = rows[:, 1, None] + at, rows[:, 2, None] + at
+        in_y = (y >= rows[:, 3, None]) & (y < rows[:, 5, None])
+        in_x = (x >= rows[:, 4, None]) & (x < rows[:, 6, None])
+        return np.asarray(in_y[:, :, None] & in_x[:, None, :])
+
+
+class BatchOrder(Sampler[list[int]]):
+    """Lists of crop numbers; shuffled by (seed, epoch) alone, so that a resumed run goes on with the same batches.
+
+    With several processes each takes every world-th crop, all equally many (Lightning calls ``set_epoch``).
+    """
+
+    def __init__(self, crops: int, batch_size: int, seed: int | None, rank: int = 0, world: int = 1) -> None:
+        self.crops, self.batch_size, self.seed, self.rank, self.world = crops, batch_size, seed, rank, world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return -(-len(self._mine()) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        mine = self._mine()
+        for start in range(0, len(mine), self.batch_size):
+            yield mine[start : start + self.batch_size].tolist()
+
+    def _mine(self) -> NDArray[np.intp]:
+        if self.seed is None:  # evaluation: in order, each crop once
+            return np.arange(self.rank, self.crops, self.world)
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.crops)
+        return order[self.rank :: self.world][: self.crops // self.world or None]
+
+
+class CropDataModule(pl.LightningDataModule):
+    """Batches of a run's crop plans, with flips and quarter turns of training crops where asked for."""
+
+    def __init__(self, features: FeatureCube, plans: Plans, *, batch_size: int, seed: int, augment: bool) -> None:
+        super().__init__()
+        self.features, self.plans, self.batch_size, self.seed = features, plans, batch_size, seed
+        self._turn = _dihedral() if augment else None
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled anew each epoch."""
+        return self._loader(self.plans.train, None, self.seed)
+
+    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+        """Validation crops in order; empty where the split has none."""
+        return self._loader(self.plans.validation, None, None) if self.plans.validation else []
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """Test crops in order; each pixel of the test part is scored once."""
+        return self._loader(self.plans.test, self.plans.parts, None)
+
+    def _loader(self, plan: CropPlan, parts: NDArray[np.int8] | None, seed: int | None) -> DataLoader[Batch]:
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        order = BatchOrder(len(plan), self.batch_size, seed, rank, world)
+        return DataLoader(CropBatches(self.features, plan, parts), sampler=order, batch_size=None)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Turn a training batch, on the device it is on; all fields of a crop alike."""
+        if self._turn is None or self.trainer is None or not self.trainer.training:
+            return batch
+        names = ("coarse", "target", "valid", "scored")
+        channels = batch["predictors"].shape[1]
+        turned = self._turn(torch.cat([batch["predictors"], *(batch[name].float() for name in names)], dim=1))
+        fields = dict(zip(names, turned[:, channels:].split(1, dim=1), strict=True))
+        return batch | {
+            "predictors": turned[:, :channels],
+            "coarse": fields["coarse"],
+            "target": fields["target"],
+            "valid": fields["valid"] > 0.5,
+            "scored": fields["scored"] > 0.5,
+        }
+
+
+def _dihedral() -> torch.nn.Module:
+    """The eight symmetries of the square, each equally likely; exact, nothing is interpolated."""
+    from kornia import augmentation
+
+    return augmentation.AugmentationSequential(
+        augmentation.RandomHorizontalFlip(p=0.5),
+        augmentation.RandomRotation90(times=(0, 3), p=1.0),
+        data_keys=["input"],
+    )

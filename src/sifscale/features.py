@@ -1,0 +1,297 @@
+"""Named predictors from a cube: lazy, and never a look at the target.
+
+A feature cube is what a feature set makes of a cube: predictors, coarse, target and valid on one grid, padded at the
+lower and right edge to a multiple of the coarse block. It is materialised once, under a name made from the hashes of
+what it depends on, and reused by every run of a sweep.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from sifscale import grid, lbp
+from sifscale.config import Coarse, ConfigError, Features, LbpFeature, LocalStats, Select, digest
+from sifscale.cube import Cube
+
+FEATURES_VERSION = 1  # raise when the same config makes other numbers: old feature cubes are then left alone
+
+
+@dataclass(frozen=True)
+class Channel:
+    """One predictor: its name, and whether normalisation scales it (codes and classes stay as they are)."""
+
+    name: str
+    scaled: bool
+
+
+@dataclass(frozen=True)
+class FeatureCube:
+    """Predictors (sample, channel, y, x); coarse, target, valid (sample, y, x); NaN where nothing is known.
+
+    ``coarse`` is constant on blocks of ``block_px`` (1: a smooth field) and has no NaN. Arrays are lazy (Dask), or
+    NumPy or Zarr arrays once opened from a store. ``shape`` (y, x) is that of the cube, before padding.
+    """
+
+    channels: tuple[Channel, ...]
+    predictors: Any
+    coarse: Any
+    target: Any
+    valid: Any
+    block_px: int
+    shape: tuple[int, int]
+    places: tuple[str, ...]
+    times: NDArray[np.datetime64]
+
+    @property
+    def names(self) -> list[str]:
+        return [channel.name for channel in self.channels]
+
+    def select(self, names: list[str]) -> FeatureCube:
+        """The same cube with only these channels, in this order; reads the predictors."""
+        index = [self.names.index(name) for name in names]
+        channels = tuple(self.channels[i] for i in index)
+        return replace(self, channels=channels, predictors=np.asarray(self.predictors)[:, index])
+
+
+def build(cube: Cube, features: Features, coarse: Coarse, target: str) -> FeatureCube:
+    """Lazy feature cube; raises ConfigError where the cube lacks a band."""
+    native = cube.native
+    missing = [name for name in (target, *_bands_needed(features)) if not _available(native, name, target)]
+    if missing:
+        raise ConfigError([f"features: the cube {cube.path} has no band '{name}'; build the window again" for name in missing])
+    field = partial(_band, native, coarse=coarse, target=target)
+    parts: list[tuple[list[Channel], da.Array]] = []
+    for name in features.bands:
+        parts.append(([Channel(name, True)], field(name)[:, None]))
+    for pattern in features.lbp:
+        source = _smooth_coarse(native, coarse, target) if pattern.source == "coarse" else field(pattern.source)
+        parts.append(_lbp(source, pattern))
+    if features.local_stats:
+        for name in features.local_stats.bands:
+            parts.append(_local_stats(field(name), name, features.local_stats))
+    observed = _lazy(native[target])
+    block = coarse.block_px
+    pad = partial(_pad, factor=block)
+    return FeatureCube(
+        channels=tuple(channel for channels, _ in parts for channel in channels),
+        predictors=pad(da.concatenate([array for _, array in parts], axis=1)),
+        coarse=pad(_coarse(native, coarse, target), fill="edge"),
+        target=pad(observed),
+        valid=pad(da.isfinite(observed), fill=False),
+        block_px=block,
+        shape=(native.sizes["y"], native.sizes["x"]),
+        places=tuple(str(place) for place in native["place"].values),
+        times=native["time_start"].values,
+    )
+
+
+def _bands_needed(features: Features) -> list[str]:
+    names = [*features.bands, *(pattern.source for pattern in features.lbp)]
+    return [*names, *(features.local_stats.bands if features.local_stats else ())]
+
+
+def _available(native: xr.Dataset, name: str, target: str) -> bool:
+    if name == "coarse":
+        return True
+    if name.startswith("coarse_"):
+        return name in native or _available(native, name.removeprefix("coarse_"), target)
+    return name in native or (name == "nirv" and {"ndvi", "nir"} <= set(native))
+
+
+def _lazy(variable: xr.DataArray) -> da.Array:
+    """Float32 Dask array with one chunk a sample: features look at neighbours, fields are small beside memory."""
+    return da.asarray(variable.data).rechunk((1, -1, -1)).astype(np.float32)
+
+
+def _band(native: xr.Dataset, name: str, *, coarse: Coarse, target: str) -> da.Array:
+    if name == "coarse":
+        return _coarse(native, coarse, target)
+    if name.startswith("coarse_"):
+        if coarse.method == "given" and name in native:
+            return _lazy(native[name])
+        return _coarsen(_band(native, name.removeprefix("coarse_"), coarse=coarse, target=target), coarse)
+    if name == "nirv" and name not in native:  # Badgley et al. 2017, doi:10.1126/sciadv.1602244
+        return _lazy(native["ndvi"]) * _lazy(native["nir"])
+    return _lazy(native[name])
+
+
+def _coarse(native: xr.Dataset, coarse: Coarse, target: str) -> da.Array:
+    """The coarse observation on the native grid, gaps taken from the nearest coarse cell."""
+    if coarse.method == "given":
+        return _lazy(native[f"coarse_{target}"]).map_blocks(_fill, dtype=np.float32)
+    return _coarsen(_lazy(native[target]), coarse).map_blocks(_fill, dtype=np.float32)
+
+
+def _coarsen(field: da.Array, coarse: Coarse) -> da.Array:
+    how = _block_mean_on_grid if coarse.method == "block_mean" else _moving_mean
+    return field.map_blocks(how, factor=coarse.factor, dtype=np.float32)
+
+
+def _smooth_coarse(native: xr.Dataset, coarse: Coarse, target: str) -> da.Array:
+    """Coarse field without the edges of its blocks (linear between their centres): texture means nothing on steps."""
+    return _coarse(native, coarse, target).map_blocks(_between_centres, factor=coarse.block_px, dtype=np.float32)
+
+
+def _block_mean_on_grid(field: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    return grid.block_repeat(grid.block_mean(field, factor), factor, *field.shape[-2:])
+
+
+def _moving_mean(field: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    return grid.moving_mean(field, factor)
+
+
+def _fill(field: NDArray[np.float32]) -> NDArray[np.float32]:
+    return grid.fill_nearest(field)
+
+
+def _between_centres(field: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    blocks = field[..., ::factor, ::factor]
+    zoom = (1,) * (field.ndim - 2) + (factor, factor)
+    fine = ndimage.zoom(blocks, zoom, order=1, mode="nearest", grid_mode=True)
+    return np.asarray(fine[..., : field.shape[-2], : field.shape[-1]], dtype=np.float32)
+
+
+def _lbp(source: da.Array, pattern: LbpFeature) -> tuple[list[Channel], da.Array]:
+    names = lbp.channel_names(pattern.points, pattern.radius, pattern.method, pattern.encoding)
+    channels = [Channel(f"{name}({pattern.source})", pattern.encoding == "raw") for name in names]
+    make = partial(_lbp_block, pattern=pattern)
+    array = source.map_blocks(make, dtype=np.float32, new_axis=1, chunks=_channel_chunks(source, len(names)))
+    return channels, array
+
+
+def _lbp_block(field: NDArray[np.float32], pattern: LbpFeature) -> NDArray[np.float32]:
+    codes, valid = lbp.codes(field, pattern.points, pattern.radius, pattern.method)
+    return lbp.encode(codes, valid, pattern.points, pattern.method, pattern.encoding)
+
+
+def _local_stats(source: da.Array, name: str, stats: LocalStats) -> tuple[list[Channel], da.Array]:
+    channels = [Channel(f"{kind}{stats.window_px}({name})", True) for kind in ("mean", "sd", "laplacian")]
+    make = partial(_local_stats_block, size=stats.window_px)
+    return channels, source.map_blocks(make, dtype=np.float32, new_axis=1, chunks=_channel_chunks(source, 3))
+
+
+def _local_stats_block(field: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    wide = field.astype(np.float64)
+    mean = grid.moving_mean(wide, size)
+    square = grid.moving_mean(wide * wide, size)
+    spread = np.sqrt(np.maximum(square - mean * mean, 0))
+    # Five-point Laplacian; NaN neighbours give NaN, as with LBP.
+    laplacian = np.full_like(wide, np.nan)
+    inner = wide[..., 1:-1, 1:-1]
+    around = wide[..., :-2, 1:-1] + wide[..., 2:, 1:-1] + wide[..., 1:-1, :-2] + wide[..., 1:-1, 2:]
+    laplacian[..., 1:-1, 1:-1] = around - 4 * inner
+    return np.stack([mean, spread, laplacian], axis=-3).astype(np.float32)
+
+
+def _channel_chunks(source: da.Array, channels: int) -> tuple[tuple[int, ...], ...]:
+    return (source.chunks[0], (channels,), source.chunks[1], source.chunks[2])
+
+
+def _pad(field: da.Array, factor: int, fill: Any = np.nan) -> da.Array:
+    lower, right = (-size % factor for size in field.shape[-2:])
+    if not lower and not right:
+        return field
+    width = [(0, 0)] * (field.ndim - 2) + [(0, lower), (0, right)]
+    if fill == "edge":
+        return da.pad(field, width, mode="edge")
+    return da.pad(field, width, constant_values=fill)
+
+
+def correlations(features: FeatureCube, inside: NDArray[np.bool_]) -> tuple[list[str], NDArray[np.float64]]:
+    """Correlation matrix of coarse SIF and all scaled channels over ``inside`` (sample, y, x), the training part.
+
+    Against coarse SIF, not the target: choosing bands must not look at what is to be predicted.
+    """
+    index = [i for i, channel in enumerate(features.channels) if channel.scaled]
+    inside = inside & np.asarray(features.valid)
+    columns = [np.asarray(features.coarse)[inside]]
+    columns += [np.asarray(features.predictors[:, i])[inside] for i in index]
+    table = np.stack(columns).astype(np.float64)
+    table = table[:, np.isfinite(table).all(axis=0)]
+    with np.errstate(invalid="ignore", divide="ignore"):  # a constant channel has no correlation: NaN, shown as such
+        matrix = np.corrcoef(table)
+    return ["coarse SIF", *(features.channels[i].name for i in index)], matrix
+
+
+def choose(select: Select, bands: tuple[str, ...], names: list[str], matrix: NDArray[np.float64]) -> list[str]:
+    """Names of the bands to keep: coarse, then by falling |r| with coarse SIF; ConfigError when none is left."""
+    strength = {name: abs(matrix[0, i]) for i, name in enumerate(names) if name in bands and name != "coarse"}
+    ranked = sorted((name for name in strength if np.isfinite(strength[name])), key=lambda name: -strength[name])
+    kept = ranked[: select.top] if select.top else [n for n in ranked if strength[n] >= (select.min_correlation or 0)]
+    if not kept:
+        strongest = f"{ranked[0]} with {strength[ranked[0]]:.2f}" if ranked else "none"
+        raise ConfigError([f"features.select: no band is that correlated with coarse SIF (found {strongest})"])
+    return [*(["coarse"] if "coarse" in bands else []), *kept]
+
+
+def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
+    """Write the feature cube once below ``folder`` under a name made from ``key``; returns its path.
+
+    Concurrent jobs may write the same one: each writes its own temporary folder, the first rename wins.
+    """
+    path = folder / f"features_{digest(FEATURES_VERSION, *key)}.zarr"
+    if path.exists():
+        return path
+    chunks = (1, len(features.channels), min(256, features.coarse.shape[1]), min(256, features.coarse.shape[2]))
+    flat = (chunks[0], *chunks[2:])
+    dims = ("sample", "y", "x")
+    dataset = xr.Dataset(
+        {
+            "predictors": (("sample", "channel", "y", "x"), features.predictors.rechunk(chunks)),
+            "coarse": (dims, features.coarse.rechunk(flat)),
+            "target": (dims, features.target.rechunk(flat)),
+            "valid": (dims, features.valid.rechunk(flat)),
+        },
+        attrs={
+            "channels": features.names,
+            "scaled": [int(channel.scaled) for channel in features.channels],
+            "block_px": features.block_px,
+            "shape": list(features.shape),
+            "places": list(features.places),
+            "times": [str(time) for time in features.times],
+        },
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    with warnings.catch_warnings():
+        # all-NaN slices are gaps of the data, kept as NaN on purpose
+        warnings.filterwarnings("ignore", message="All-NaN slice|Mean of empty slice", category=RuntimeWarning)
+        dataset.to_zarr(temporary, mode="w", zarr_format=3, consolidated=False)
+    try:
+        temporary.rename(path)
+    except OSError:
+        if not path.exists():
+            raise
+        shutil.rmtree(temporary)  # another job was first
+    return path
+
+
+def open_features(path: Path, memory_limit_mb: int) -> FeatureCube:
+    """A materialised feature cube: NumPy arrays where it fits into the memory limit, else Zarr arrays read by crop."""
+    import zarr
+
+    group = zarr.open_group(path, mode="r")
+    arrays: dict[str, Any] = {name: group[name] for name in ("predictors", "coarse", "target", "valid")}
+    if sum(array.nbytes for array in arrays.values()) <= memory_limit_mb * 1e6:
+        arrays = {name: array[:] for name, array in arrays.items()}
+    attrs: dict[str, Any] = dict(group.attrs)
+    return FeatureCube(
+        channels=tuple(Channel(n, bool(s)) for n, s in zip(attrs["channels"], attrs["scaled"], strict=True)),
+        block_px=int(attrs["block_px"]),
+        shape=(int(attrs["shape"][0]), int(attrs["shape"][1])),
+        places=tuple(attrs["places"]),
+        times=np.array(attrs["times"], dtype="datetime64[ns]"),
+        **arrays,
+    )

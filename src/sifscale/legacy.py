@@ -1,0 +1,77 @@
+"""What the notebooks of the original study did and nobody should repeat; here so that its table can be reproduced.
+
+The only room that lets a predictor see the target: protocol=legacy runs go through it, and the audit names what it does.
+Source of the procedure: the U-Net notebook of the original repository (README of the raw data, 2024).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import dask.array as da
+import numpy as np
+from numpy.typing import NDArray
+
+from sifscale.config import LegacyFeatures
+from sifscale.features import Channel, FeatureCube
+
+LBP_WEIGHT = 0.5  # the notebook multiplies the raw code, so its channel runs from 0 to 127.5
+# Neighbours (dy, dx) of bits 0 to 7. Its rows run from south to north, ours not: dy is turned.
+LBP_NEIGHBOURS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), (1, 1))
+
+
+def extend(features: FeatureCube, legacy: LegacyFeatures) -> FeatureCube:
+    """Add the notebooks' channels and scaling to a lazy feature cube, as the options say.
+
+    lbp: codes of coarse SIF x 0.5. difference: target - coarse, which gives the target away. minmax_everything: each
+    channel but LBP to [0, 1] over the whole sample, test pixels included. zero_gaps: gaps become 0 in predictors,
+    coarse and target, and count as observed.
+    """
+    scale = partial(_map, minmax) if legacy.minmax_everything else (lambda array: array)
+    channels = list(features.channels)
+    parts = [scale(features.predictors)]
+    observed = da.where(features.valid, features.coarse, np.nan)
+    if legacy.lbp:
+        channels.append(Channel("notebook LBP x 0.5", False))
+        parts.append(_map(notebook_lbp, observed)[:, None])
+    if legacy.difference:
+        channels.append(Channel("target - coarse", True))
+        parts.append(scale(features.target - observed)[:, None])
+    predictors = da.concatenate(parts, axis=1)
+    if not legacy.zero_gaps:
+        return replace(features, channels=tuple(channels), predictors=predictors)
+    return replace(
+        features,
+        channels=tuple(channels),
+        predictors=da.where(da.isfinite(predictors), predictors, 0),
+        coarse=da.where(features.valid, features.coarse, 0),
+        target=da.where(features.valid, features.target, 0),
+        valid=da.ones_like(features.valid),
+    )
+
+
+def minmax(field: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(x - min) / (max - min) of each (y, x) layer over all its pixels; gaps stay NaN."""
+    low = np.nanmin(field, axis=(-2, -1), keepdims=True)
+    high = np.nanmax(field, axis=(-2, -1), keepdims=True)
+    return np.asarray((field - low) / np.where(high > low, high - low, 1), dtype=np.float32)
+
+
+def notebook_lbp(field: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The notebooks' LBP, (..., y, x): quantised to 0-255 by truncation, a bit where a neighbour is greater than the
+    centre, square neighbourhood, nothing outside the field; times 0.5. Gaps count as 0, as the notebook's cast makes them.
+    """
+    grey = np.nan_to_num(minmax(field) * 255).astype(np.uint8)
+    around = np.pad(grey, [(0, 0)] * (grey.ndim - 2) + [(1, 1), (1, 1)])
+    rows, columns = grey.shape[-2:]
+    code = np.zeros(grey.shape, dtype=np.uint8)
+    for bit, (dy, dx) in enumerate(LBP_NEIGHBOURS):
+        neighbour = around[..., 1 + dy : 1 + dy + rows, 1 + dx : 1 + dx + columns]
+        code |= (neighbour > grey).astype(np.uint8) << bit
+    return code.astype(np.float32) * LBP_WEIGHT
+
+
+def _map(function: Callable[[NDArray[np.float32]], NDArray[np.float32]], array: da.Array) -> da.Array:
+    return array.map_blocks(function, dtype=np.float32)

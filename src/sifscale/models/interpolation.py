@@ -1,0 +1,65 @@
+"""Models that read nothing but the coarse field, and the up-sampling the networks correct."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Mode = Literal["nearest", "bilinear", "bicubic"]
+
+
+def upsample(coarse: Tensor, factor: int, mode: Mode) -> Tensor:
+    """Interpolate a piecewise-constant coarse field between its block centres.
+
+    `coarse` (B, C, H, W) holds one value in each `factor` x `factor` block, with the first block at the
+    origin; where H or W is no multiple of `factor` the last block is cut, and its value still stands for
+    the centre of the whole block. Beyond the outermost centres the field is continued with the edge value.
+    Returns the same shape in the unit of `coarse`. bicubic is Keys' cubic convolution with a = -0.75 (Keys
+    1981, doi:10.1109/TASSP.1981.1163711), which may overshoot. Raises ValueError for a factor below 1 or an
+    unknown mode.
+    """
+    if factor < 1:
+        raise ValueError(f"factor must be at least 1, found {factor}: give the block edge in pixels")
+    _check_mode(mode)
+    if factor == 1:
+        return coarse
+    height, width = coarse.shape[-2:]
+    blocks = coarse[..., ::factor, ::factor]
+    if mode == "nearest":
+        # in float32 plain "nearest" rounds 1 / factor and takes the wrong block for some factors (41, 47)
+        fine = F.interpolate(blocks, scale_factor=factor, mode="nearest-exact")
+    else:
+        fine = F.interpolate(blocks, scale_factor=factor, mode=mode, align_corners=False)
+    return fine[..., :height, :width]
+
+
+class Identity(nn.Module):
+    """Returns `coarse` unchanged: the score every model has to beat. Has no parameters."""
+
+    def __init__(self, *, in_channels: int, factor: int) -> None:
+        super().__init__()
+
+    def forward(self, predictors: Tensor, coarse: Tensor) -> Tensor:
+        """(B, C, H, W), (B, 1, H, W) -> (B, 1, H, W), in the unit of `coarse`; `predictors` is not read."""
+        return coarse
+
+
+class Interpolation(nn.Module):
+    """`upsample` as a model: nearest, bilinear or bicubic. Has no parameters."""
+
+    def __init__(self, *, in_channels: int, factor: int, mode: Mode) -> None:
+        super().__init__()
+        _check_mode(mode)
+        self.factor = factor
+        self.mode: Mode = mode
+
+    def forward(self, predictors: Tensor, coarse: Tensor) -> Tensor:
+        """(B, C, H, W), (B, 1, H, W) -> (B, 1, H, W), in the unit of `coarse`; `predictors` is not read."""
+        return upsample(coarse, self.factor, self.mode)
+
+
+def _check_mode(mode: str) -> None:
+    if mode not in get_args(Mode):
+        raise ValueError(f"unknown interpolation mode {mode!r}: choose one of {', '.join(get_args(Mode))}")

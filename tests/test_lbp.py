@@ -1,0 +1,266 @@
+"""LBP against scikit-image, brute force and itself in chunks."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import subprocess
+import sys
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from numpy.typing import NDArray
+from skimage.feature import local_binary_pattern
+
+from sifscale import lbp
+
+CIRCLES = [(8, 1.0), (16, 2.0), (24, 3.0)]
+ODD_CIRCLES = [(1, 1.0), (2, 0.3), (3, 1.5), (4, 1e-7), (5, 2.2), (12, 1.1), (31, 1.1), (31, 4.7)]
+FLAVOURS = [(method, encoding) for encoding in lbp.ENCODINGS for method in lbp.ENCODING_METHODS[encoding]]
+SMALL_DTYPES = [np.int8, np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64]
+
+
+def reference(field: NDArray[Any], points: int, radius: float, method: str) -> NDArray[np.float64]:
+    with warnings.catch_warnings():
+        # It advises against floating images because ties are fragile; ties are what is tested here.
+        warnings.filterwarnings("ignore", "Applying `local_binary_pattern` to floating-point", UserWarning)
+        untyped: Any = local_binary_pattern
+        result: NDArray[np.float64] = untyped(field, points, radius, method)
+    return result
+
+
+def assert_equals_scikit_image(field: NDArray[Any], points: int, radius: float, method: str) -> None:
+    found, _ = lbp.codes(field, points, radius, method)
+    assert found.shape == field.shape
+    np.testing.assert_array_equal(found.astype(np.float64), reference(field, points, radius, method))
+
+
+def brute_force_reach(
+    field: NDArray[np.float64], points: int, radius: float
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Pixel by pixel: does the neighbourhood stay inside; is all of it that is inside finite."""
+    inside, finite = np.ones(field.shape, np.bool_), np.ones(field.shape, np.bool_)
+    for y, x in np.ndindex(*field.shape):
+        touched = [(y, x)]
+        for angle in 2 * np.pi * np.arange(points) / points:
+            dy, dx = round(-radius * math.sin(angle), 5), round(radius * math.cos(angle), 5)
+            rows, columns = (math.floor(dy), math.ceil(dy)), (math.floor(dx), math.ceil(dx))
+            touched += [(y + row, x + column) for row, column in itertools.product(rows, columns)]
+        for row, column in touched:
+            if not (0 <= row < field.shape[0] and 0 <= column < field.shape[1]):
+                inside[y, x] = False
+            elif not np.isfinite(field[row, column]):
+                finite[y, x] = False
+    return inside, finite
+
+
+@pytest.mark.parametrize("method", lbp.METHODS)
+@pytest.mark.parametrize(("points", "radius"), CIRCLES + ODD_CIRCLES)
+def test_codes_equal_scikit_image(points: int, radius: float, method: str) -> None:
+    rng = np.random.default_rng(points)
+    random = rng.normal(size=(37, 41))
+    tied = rng.integers(0, 3, (37, 41))
+    for field in (random, random.astype(np.float32), tied, tied * 0.1, np.full((20, 23), 7.3)):
+        assert_equals_scikit_image(field, points, radius, method)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    field=st.sampled_from(SMALL_DTYPES).flatmap(
+        lambda dtype: hnp.arrays(
+            dtype,
+            hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=12),
+            elements={"allow_nan": False, "allow_infinity": False} if dtype in SMALL_DTYPES[-2:] else None,
+        )
+    ),
+    circle=st.sampled_from(CIRCLES + ODD_CIRCLES) | st.tuples(st.integers(1, 31), st.floats(0.01, 15)),
+    method=st.sampled_from(lbp.METHODS),
+)
+def test_codes_equal_scikit_image_on_any_field(
+    field: NDArray[Any], circle: tuple[int, float], method: str
+) -> None:
+    assert_equals_scikit_image(field, *circle, method)
+
+
+@pytest.mark.parametrize("method", lbp.METHODS)
+def test_large_fields_in_bands_and_in_worker_threads(method: str) -> None:
+    field = np.random.default_rng(1).integers(0, 5, (601, 499)).astype(np.float32)
+    field[400, 3] = np.nan
+    banded = lbp.codes(field, 8, 1.0, method)
+    with ThreadPoolExecutor(1) as pool:
+        alone = pool.submit(lbp.codes, field, 8, 1.0, method).result()
+    np.testing.assert_array_equal(banded, alone)
+    expected = reference(field, 8, 1.0, method)
+    expected[399:402, 2:5] = 0
+    np.testing.assert_array_equal(banded[0], expected)
+
+
+def test_batch_axes_strides_and_empty_fields() -> None:
+    stack = np.random.default_rng(2).normal(size=(9, 11, 2, 3)).transpose(2, 3, 0, 1)[..., ::-1]
+    found, valid = lbp.codes(stack, 8, 1.0, "uniform")
+    assert found.shape == valid.shape == stack.shape
+    for index in np.ndindex(2, 3):
+        one, one_valid = lbp.codes(stack[index], 8, 1.0, "uniform")
+        np.testing.assert_array_equal(found[index], one)
+        np.testing.assert_array_equal(valid[index], one_valid)
+    for shape in ((0, 5), (5, 0), (0, 4, 4)):
+        assert lbp.codes(np.zeros(shape), 8, 1.0, "var")[0].shape == shape
+
+
+@pytest.mark.parametrize(
+    ("points", "method", "dtype"),
+    [
+        (8, "default", np.uint8),
+        (16, "ror", np.uint16),
+        (24, "default", np.uint32),
+        (24, "uniform", np.uint8),
+        (16, "nri_uniform", np.uint8),
+        (24, "nri_uniform", np.uint16),
+        (8, "var", np.float64),
+    ],
+)
+def test_smallest_dtype(points: int, method: str, dtype: type[np.generic]) -> None:
+    assert lbp.codes(np.zeros((3, 3)), points, 1.0, method)[0].dtype == dtype
+
+
+def test_32_points_do_not_overflow() -> None:
+    flat = np.zeros((5, 5))
+    for method in ("default", "ror"):
+        assert (lbp.codes(flat, 32, 1.0, method)[0] == 2**32 - 1).all()
+    assert (lbp.codes(flat, 32, 1.0, "nri_uniform")[0] == 32 * 31 + 1).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    field=hnp.arrays(
+        np.float64,
+        hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=10),
+        elements=st.sampled_from([0.0, 1.0, 2.0, 3.0]),
+    ),
+    holes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=4),
+    missing=st.sampled_from([np.nan, np.inf, -np.inf]),
+    circle=st.sampled_from(CIRCLES + ODD_CIRCLES),
+    method=st.sampled_from(lbp.METHODS),
+)
+def test_mask_is_brute_force_and_nan_never_yields_a_code(
+    field: NDArray[np.float64],
+    holes: list[tuple[int, int]],
+    missing: float,
+    circle: tuple[int, float],
+    method: str,
+) -> None:
+    filled = field.copy()
+    for y, x in holes:
+        field[y % field.shape[0], x % field.shape[1]] = missing
+    inside, finite = brute_force_reach(field, *circle)
+    found, valid = lbp.codes(field, *circle, method)
+    np.testing.assert_array_equal(valid, inside & finite)
+    expected = np.where(finite, reference(filled, *circle, method), 0)
+    np.testing.assert_array_equal(found.astype(np.float64), expected)
+
+
+@pytest.mark.parametrize(("method", "encoding"), FLAVOURS)
+def test_encodings_give_the_codes_back(method: str, encoding: str) -> None:
+    field = np.random.default_rng(3).normal(size=(2, 9, 12))
+    field[1, 4, 4] = np.nan
+    found, valid = lbp.codes(field, 8, 1.0, method)
+    planes = lbp.encode(found, valid, 8, method, encoding)
+    names = lbp.channel_names(8, 1.0, method, encoding)
+    assert planes.shape == (2, len(names), 9, 12) and planes.dtype == np.float32
+    assert len(set(names)) == len(names)
+    np.testing.assert_array_equal(np.isnan(planes), np.broadcast_to(~valid[:, None], planes.shape))
+    each = np.moveaxis(planes, 1, -1)[valid]
+    if encoding == "bits":
+        decoded = each @ (2.0 ** np.arange(8))
+    elif encoding == "onehot":
+        assert (each.sum(axis=1) == 1).all() and len(names) == {"uniform": 10, "nri_uniform": 59}[method]
+        decoded = each.argmax(axis=1)
+    elif encoding == "scaled":
+        decoded = np.rint(each[:, 0] * {"uniform": 9, "nri_uniform": 58}.get(method, 255))
+    else:
+        decoded = each[:, 0]
+    np.testing.assert_array_equal(decoded, found[valid].astype(np.float32))
+
+
+def test_channel_names() -> None:
+    assert lbp.channel_names(8, 1, "uniform", "scaled") == ["lbp_uniform_p8_r1px_scaled"]
+    assert lbp.channel_names(2, 1.5, "ror", "bits") == ["lbp_ror_p2_r1.5px_bit0", "lbp_ror_p2_r1.5px_bit1"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    circle=st.sampled_from([*CIRCLES, (12, 1.1), (4, 1e-7)]),
+    flavour=st.sampled_from(FLAVOURS),
+    chunk=st.tuples(st.integers(3, 12), st.integers(3, 12)),
+)
+def test_chunks_with_halo_equal_the_whole_field(
+    seed: int, circle: tuple[int, float], flavour: tuple[str, str], chunk: tuple[int, int]
+) -> None:
+    points, radius = circle
+    method, encoding = flavour
+    if (method, encoding) == ("nri_uniform", "onehot"):
+        points = 8
+    rng = np.random.default_rng(seed)
+    # Small integers: many ties, which hang on the last bit of the interpolation weights.
+    field = rng.integers(0, 3, (25, 31)).astype(np.float64)
+    field[rng.random(field.shape) < 0.01] = np.nan
+    whole = lbp.encode(*lbp.codes(field, points, radius, method), points, method, encoding)
+    halo = lbp.halo_px(radius)
+    padded = np.pad(field, halo, constant_values=np.nan)
+    pieced = np.zeros_like(whole)
+    for y, x in itertools.product(range(0, 25, chunk[0]), range(0, 31, chunk[1])):
+        cut = padded[y : y + chunk[0] + 2 * halo, x : x + chunk[1] + 2 * halo]
+        found = lbp.codes(cut, points, radius, method, origin_px=(y - halo, x - halo))
+        planes = lbp.encode(*found, points, method, encoding)
+        pieced[:, y : y + chunk[0], x : x + chunk[1]] = planes[:, halo:-halo, halo:-halo]
+    np.testing.assert_array_equal(pieced, whole)
+
+
+@pytest.mark.parametrize(("radius", "halo"), [(0.2, 1), (1, 1), (1.01, 2), (3.0, 3)])
+def test_halo(radius: float, halo: int) -> None:
+    assert lbp.halo_px(radius) == halo
+
+
+@pytest.mark.parametrize(
+    ("points", "radius", "method", "encoding", "message"),
+    [
+        (0, 1.0, "uniform", "onehot", "points .* found 0"),
+        (33, 1.0, "uniform", "onehot", "points .* found 33"),
+        (8, 0.0, "uniform", "onehot", "radius .* found 0.0"),
+        (8, float("nan"), "uniform", "onehot", "radius .* found nan"),
+        (8, 1e300, "uniform", "onehot", "radius .* found 1e[+]300"),
+        (8, float("inf"), "uniform", "onehot", "radius .* found inf"),
+        (8, 1.0, "Uniform", "onehot", "method, found 'Uniform'"),
+        (8, 1.0, "uniform", "one-hot", "encoding, found 'one-hot'"),
+        (8, 1.0, "uniform", "bits", "'bits' does not go with method 'uniform': choose onehot or scaled"),
+        (8, 1.0, "default", "onehot", "choose bits or scaled"),
+        (8, 1.0, "var", "scaled", "choose raw"),
+        (9, 1.0, "nri_uniform", "onehot", "at most 64 planes, found 75"),
+    ],
+)
+def test_bad_settings(points: int, radius: float, method: str, encoding: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        lbp.channel_names(points, radius, method, encoding)
+
+
+def test_bad_fields() -> None:
+    with pytest.raises(ValueError, match="dtype complex128"):
+        lbp.codes(np.zeros((3, 3), np.complex128), 8, 1.0, "var")
+    with pytest.raises(ValueError, match=r"found shape \(3,\)"):
+        lbp.codes(np.zeros(3), 8, 1.0, "var")
+    with pytest.raises(ValueError, match="share one shape"):
+        lbp.encode(np.zeros((3, 3)), np.ones((3, 4), np.bool_), 8, "var", "raw")
+    with pytest.raises(ValueError, match="radius"):
+        lbp.codes(np.zeros((3, 3)), 8, -1.0, "var")
+
+
+def test_import_does_not_compile() -> None:
+    code = "from sifscale import lbp; assert not lbp._fill_rows.signatures"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
