@@ -10,7 +10,7 @@ from sifscale.config import BuildConfig, load, refuse
 def main(cfg: DictConfig) -> None:
     try:
         build = load(cfg, BuildConfig)
-        from sifscale.sources import build_cube  # xarray loads only for a valid configuration
+        from sifscale.windows import build_cube  # xarray loads only for a valid configuration
 
         print(build_cube(build))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Does anything leak? Run before every training; a finding stops an honest run and is logged by a legacy one."""
+"""Does anything leak? Asked before every training: a finding stops an honest run, a legacy run logs it."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from sifscale.features import FeatureCube
 from sifscale.splits import TEST
 
 Mask = NDArray[np.bool_]
+Field = NDArray[np.float32]
 
-# A predictor that explains the target this well together with coarse SIF is made from the target: real predictors
-# leave the sounding noise unexplained (about 20 % of the variance of the Minnesota tables).
+# A predictor that explains the target this well together with coarse SIF is made from the target: real
+# predictors leave the sounding noise unexplained (about 20 % of the variance of the Minnesota tables).
 DERIVED_R2 = 0.99
 LOCAL_WINDOW_PX = 16
 MOVING_MEAN_FACTORS = (3, 5, 7)
@@ -24,7 +25,7 @@ MOVING_MEAN_FACTORS = (3, 5, 7)
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that makes test scores look better than they are: a short ``code`` and a sentence with figures."""
+    """What makes test scores look better than they are: a short ``code`` and a sentence with figures."""
 
     code: str
     text: str
@@ -36,13 +37,14 @@ class Finding:
 def audit(features: FeatureCube, plans: Plans, scaler_saw: Mask) -> list[Finding]:
     """All findings of a run.
 
-    features: what the model will read (gaps NaN). plans: its crops. scaler_saw (sample, y, x): the pixels that
-    normalisation, or any scaling before it, was fitted on.
+    features: what the model will read (gaps NaN). plans: its crops. scaler_saw (sample, y, x): the pixels
+    that normalisation, or any scaling before it, was fitted on.
     """
     test = scored_pixels(plans, features.coarse.shape)
     valid = np.asarray(features.valid)
     return [
-        *_overlap(plans, test, features.places),
+        *_overlap(plans, test),
+        *_shared_places(plans, test, features),
         *_scaler(scaler_saw, test),
         *_derived_predictors(features, valid),
         *_moving_mean_coarse(features, valid),
@@ -68,33 +70,47 @@ def guard_distance_px(plans: Plans, shape: tuple[int, int, int]) -> float:
     return closest
 
 
-def _overlap(plans: Plans, test: Mask, places: tuple[str, ...]) -> list[Finding]:
-    seen = [
-        (name, plan.covered(test.shape))
-        for name, plan in (("training", plans.train), ("validation", plans.validation))
-        if plan is not None
-    ]
+def _overlap(plans: Plans, test: Mask) -> list[Finding]:
     findings = []
-    for name, covered in seen:
-        share = float((covered & test).sum() / max(test.sum(), 1))
-        if share:
-            findings.append(Finding("overlap", f"{share:.1%} of the test pixels lie inside a {name} crop"))
-    if len(set(places)) > 1:
-        tested = {place for place, here in zip(places, test, strict=True) if here.any()}
-        trained = {place for place, here in zip(places, seen[0][1], strict=True) if here.any()}
-        if tested & trained:
-            shared = sorted(tested & trained)
-            findings.append(Finding("shared_place", f"{len(shared)} places are in train and test, e.g. {shared[0]}"))
+    for name, plan in (("training", plans.train), ("validation", plans.validation)):
+        if plan is not None:
+            share = _share_seen(plan.covered(_shape(test)), test)
+            if share:
+                text = f"{share:.1%} of the test pixels lie inside a {name} crop"
+                findings.append(Finding("overlap", text))
     return findings
 
 
+def _shared_places(plans: Plans, test: Mask, features: FeatureCube) -> list[Finding]:
+    """Places of a window of many that are trained on and tested, unless the test is all later (a time split)."""
+    if len(set(features.places)) == 1:  # the split lies within the place, or in time
+        return []
+    tested = test.any(axis=(1, 2))
+    trained = plans.train.covered(_shape(test)).any(axis=(1, 2))
+    if not (tested.any() and trained.any()) or features.times[tested].min() > features.times[trained].max():
+        return []
+    places = np.array(features.places)
+    shared = sorted(set(places[tested]) & set(places[trained]))
+    text = f"{len(shared)} places are in train and test, e.g. {shared[0]}" if shared else ""
+    return [Finding("shared_place", text)] if shared else []
+
+
 def _scaler(scaler_saw: Mask, test: Mask) -> list[Finding]:
-    share = float((scaler_saw & test).sum() / max(test.sum(), 1))
+    share = _share_seen(scaler_saw, test)
     return [Finding("scaler", f"the scaler was fitted on {share:.1%} of the test pixels")] if share else []
 
 
+def _share_seen(seen: Mask, test: Mask) -> float:
+    return float((seen & test).sum() / max(int(test.sum()), 1))
+
+
+def _shape(mask: Mask) -> tuple[int, int, int]:
+    samples, rows, columns = mask.shape
+    return samples, rows, columns
+
+
 def _derived_predictors(features: FeatureCube, valid: Mask) -> list[Finding]:
-    """Predictors of which, with coarse SIF, the target is a linear function, everywhere or in most small windows."""
+    """Predictors that, with coarse SIF, give the target linearly, everywhere or in most small windows."""
     findings = []
     coarse, target = np.asarray(features.coarse), np.asarray(features.target)
     for i, channel in enumerate(features.channels):
@@ -104,12 +120,15 @@ def _derived_predictors(features: FeatureCube, valid: Mask) -> list[Finding]:
         local = _local_r2(values, coarse, target, known) if everywhere < DERIVED_R2 else everywhere
         if max(everywhere, local) >= DERIVED_R2:
             where = "over the whole field" if everywhere >= DERIVED_R2 else f"in {LOCAL_WINDOW_PX} px windows"
-            text = f"a linear fit of '{channel.name}' and coarse SIF gives the target with R2 {max(everywhere, local):.6f} {where}"
+            text = (
+                f"a linear fit of '{channel.name}' and coarse SIF gives the target with R2 "
+                f"{max(everywhere, local):.6f} {where}"
+            )
             findings.append(Finding("target_derived_predictor", text))
     return findings
 
 
-def _linear_r2(values: NDArray[np.float32], coarse: NDArray[np.float32], target: NDArray[np.float32]) -> float:
+def _linear_r2(values: Field, coarse: Field, target: Field) -> float:
     """R2 of target ~ values + coarse + 1 (least squares, in sample)."""
     if len(target) < 8 or np.ptp(target) == 0:
         return 0.0
@@ -119,10 +138,8 @@ def _linear_r2(values: NDArray[np.float32], coarse: NDArray[np.float32], target:
     return float(1 - residual.var() / wanted.var())
 
 
-def _local_r2(
-    values: NDArray[np.float32], coarse: NDArray[np.float32], target: NDArray[np.float32], known: Mask
-) -> float:
-    """Median of the same R2 over windows that are well filled: finds scalings that differ from place to place."""
+def _local_r2(values: Field, coarse: Field, target: Field, known: Mask) -> float:
+    """Median of the same R2 over well-filled windows: finds scalings that differ from place to place."""
     scores = []
     step = LOCAL_WINDOW_PX
     for sample in range(values.shape[0]):
@@ -136,21 +153,22 @@ def _local_r2(
 
 
 def _moving_mean_coarse(features: FeatureCube, valid: Mask) -> list[Finding]:
-    """Is coarse SIF the moving mean of the target? Then each pixel's neighbours hold its value: the task is deblurring."""
+    """Is coarse SIF the moving mean of the target? Then its neighbours hold a pixel's value: mere deblurring."""
     if features.block_px > 1:  # block means by construction
         return []
-    rows, columns = features.shape
-    target = np.asarray(features.target)[:, :rows, :columns].astype(np.float64)
-    known = valid[:, :rows, :columns]
+    target = np.asarray(features.target).astype(np.float64)
+    known = valid & (target != 0)  # exactly 0: a gap that legacy.zero_gaps filled
+    if not known.any():
+        return []
     target = np.where(known, target, np.nan)
-    coarse = np.asarray(features.coarse)[:, :rows, :columns]
+    coarse = np.asarray(features.coarse)
     for factor in MOVING_MEAN_FACTORS:
         difference = np.abs(grid.moving_mean(target, factor) - coarse)[known]
         # the share, not the maximum: a few cells at gaps may have been treated otherwise
         if np.mean(difference < 1e-5) > 0.95:
             text = (
-                f"coarse SIF is the {factor}x{factor} moving mean of the target on the same grid (median difference "
-                f"{np.median(difference):.1e}): the task is deblurring, not downscaling"
+                f"coarse SIF is the {factor}x{factor} moving mean of the target on the same grid (median "
+                f"difference {np.median(difference):.1e}): the task is deblurring, not downscaling"
             )
             return [Finding("moving_mean_coarse", text)]
     return []

@@ -10,13 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, ValidationInfo
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+)
 from pydantic import field_validator as check_field
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
@@ -35,10 +45,45 @@ LBP_ENCODINGS = {
 UNIONS = ("window", "crop", "split", "model")  # sections with several forms, told apart by name or source
 OSSE_BANDS = ("ndvi", "evi", "red", "nir", "blue", "mir")
 
+RULES = {  # pydantic's kinds of fault, in the words of someone who writes YAML
+    "missing": "must be given",
+    "union_tag_not_found": "must be given",
+    "union_tag_invalid": "must be one of {expected_tags}",
+    "extra_forbidden": "is no key of this section; remove it or correct its spelling",
+    "model_type": "must be a section of keys and values",
+    "model_attributes_type": "must be a section of keys and values",
+    "dict_type": "must be a section of keys and values",
+    "tuple_type": "must be a list",
+    "too_short": "must hold {min_length} or more values",
+    "too_long": "must hold {max_length} or fewer values",
+    "int_type": "must be a whole number",
+    "float_type": "must be a number",
+    "bool_type": "must be true or false",
+    "string_type": "must be text",
+}
+
+
+def _day(value: object) -> date:
+    """A day from YAML; pydantic alone would read the number 0 as 1970-01-01."""
+    try:
+        if isinstance(value, str):
+            return date.fromisoformat(value)
+    except ValueError:
+        pass
+    raise ValueError("must be a day such as 2019-05-25")
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("must not name anything twice")
+    return values
+
+
 PositiveInt = Annotated[int, Strict(), Field(gt=0)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-Names = Annotated[tuple[str, ...], Field(strict=False)]
-Day = Annotated[date, Field(strict=False)]
+Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+Bands = Annotated[Names, AfterValidator(_distinct)]
+Day = Annotated[date, BeforeValidator(_day)]
 
 
 class ConfigError(ValueError):
@@ -99,6 +144,14 @@ class TableWindow(Window):
     files: Annotated[tuple[TableFile, ...], Field(strict=False, min_length=1)]
     columns: dict[str, Names]
     scale: dict[str, float]
+
+    @check_field("columns")
+    @classmethod
+    def _holds_target(cls, columns: dict[str, Names], info: ValidationInfo) -> dict[str, Names]:
+        target = info.data.get("target")
+        if target is not None and target not in columns:
+            raise ValueError(f"must name the columns of window.target ('{target}')")
+        return columns
 
     @property
     def bands(self) -> tuple[str, ...]:
@@ -185,7 +238,7 @@ class HoldOutSplit(Section):
     def _train_remains(cls, share: float, info: ValidationInfo) -> float:
         test = info.data.get("test_share")
         if test is not None and test + share >= 1:
-            raise ValueError(f"must leave something to train on: test_share is {test}")
+            raise ValueError(f"must leave something to train on beside split.test_share ({test})")
         return share
 
 
@@ -206,12 +259,12 @@ class LbpFeature(Section):
     def _goes_with_method(cls, encoding: str, info: ValidationInfo) -> str:
         method = info.data.get("method")
         if method is not None and encoding not in LBP_ENCODINGS[method]:
-            raise ValueError(f"method {method} takes {' or '.join(LBP_ENCODINGS[method])}")
+            raise ValueError(f"must be {' or '.join(LBP_ENCODINGS[method])} for method {method}")
         return encoding
 
 
 class LocalStats(Section):
-    bands: Names
+    bands: Bands
     window_px: Annotated[int, Field(ge=3)]
 
     @check_field("window_px")
@@ -240,9 +293,9 @@ class LegacyFeatures(Section):
 
 class Features(Section):
     name: str
-    bands: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    bands: Bands
     select: Select | None
-    lbp: Annotated[tuple[LbpFeature, ...], Field(strict=False)]
+    lbp: Annotated[tuple[LbpFeature, ...], Field(strict=False), AfterValidator(_distinct)]
     local_stats: LocalStats | None
     legacy: LegacyFeatures | None
 
@@ -410,7 +463,7 @@ def _feature_faults(run: RunConfig) -> list[str]:
     if run.coarse.method == "moving_mean" and run.coarse.factor % 2 == 0:
         faults.append(f"coarse.factor: must be odd for coarse.method=moving_mean (found {run.coarse.factor})")
     if features.select and (features.select.top is None) == (features.select.min_correlation is None):
-        faults.append(f"features.select: give either top or min_correlation (found {features.select.model_dump()})")
+        faults.append(f"features.select: must give either top or min_correlation (found {features.select.model_dump()})")
     return faults
 
 
@@ -419,35 +472,63 @@ def validate(values: Any, section: type[S]) -> S:
     try:
         config = section.model_validate(values)
     except ValidationError as error:
-        raise ConfigError([_fault_line(detail) for detail in error.errors()]) from None
+        details = [detail for detail in error.errors() if not _is_echo(detail)]
+        raise ConfigError([_fault_line(detail) for detail in details]) from None
     faults = relation_faults(config) if isinstance(config, RunConfig) else []
     if faults:
         raise ConfigError(faults)
     return config
 
 
+def _is_echo(detail: Any) -> bool:
+    """Whether a list is called too short only because its faulty values (reported anyway) do not count."""
+    return bool(detail["type"] == "too_short" and len(detail["input"]) >= detail["ctx"]["min_length"])
+
+
 def _fault_line(detail: Any) -> str:
-    first, *rest = detail["loc"]
+    kind, context = detail["type"], detail.get("ctx", {})
+    first, *rest = detail["loc"] or ("configuration",)
     if first in UNIONS:  # pydantic names the chosen member after the key; the user never wrote it
         rest = rest[1:]
+    if "discriminator" in context:  # the fault lies in the key that chooses the member
+        rest = [context["discriminator"].strip("'")]
     key = str(first) + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in rest)
-    rule = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    found = "nothing" if detail["type"] == "missing" else repr(detail["input"])
+    if kind in RULES:
+        rule = RULES[kind].format(**context)
+    else:
+        rule = detail["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    nothing = kind in ("missing", "union_tag_not_found")
+    found = "nothing" if nothing else repr(context.get("tag", detail["input"]))
     return f"{key}: {rule} (found {found if len(found) < 200 else found[:200] + ' ...'})"
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:
-    """The composed configuration as resolved plain values, without Hydra's own node."""
+    """Composed configuration as resolved plain values; raises ConfigError for ``???`` and broken ``${...}``."""
+    if "hydra" in cfg:  # a sweep's callback gets it with that node
+        cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    written = dict(_leaves(OmegaConf.to_container(cfg, resolve=False), ""))
+    missing = sorted(key for key, value in written.items() if value == "???")
+    if missing:
+        raise ConfigError([f"{key}: must be given, there is no default (found ???)" for key in missing])
     try:
-        missing = sorted(str(key) for key in OmegaConf.missing_keys(cfg))
-        if missing:
-            raise ConfigError([f"{key}: must be given, there is no default (found ???)" for key in missing])
         values = OmegaConf.to_container(cfg, resolve=True)
     except OmegaConfBaseException as error:
-        message = str(error).splitlines()[0]
-        raise ConfigError([f"{getattr(error, 'full_key', None) or 'configuration'}: {message}"]) from None
+        key, message = error.full_key or "configuration", str(error).splitlines()[0]
+        raise ConfigError([f"{key}: cannot be resolved, {message} (found {written.get(key)})"]) from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
+
+
+def _leaves(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Every value as it is written in YAML, with its full key."""
+    if isinstance(node, dict):
+        for name, child in node.items():
+            yield from _leaves(child, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for number, child in enumerate(node):
+            yield from _leaves(child, f"{key}[{number}]")
+    else:
+        yield key, node
 
 
 def load(cfg: DictConfig, section: type[S]) -> S:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +22,8 @@ COLUMNS = ("sample", "y0", "x0", "core_y0", "core_x0", "core_y1", "core_x1")
 class CropPlan:
     """Crops of ``size`` x ``size`` px: an int32 table (n, 7) with the columns of ``COLUMNS``.
 
-    y0, x0: upper-left pixel in the field. core_*: the part of the crop that counts, in pixels of the field, half
-    open; the rest is halo. valid_fraction (n,): share of the crop's pixels with an observed target.
+    y0, x0: upper-left pixel in the field. core_*: the part of the crop that counts, in pixels of the field,
+    half open; the rest is halo. valid_fraction (n,): share of the crop's pixels with an observed target.
     """
 
     table: NDArray[np.int32]
@@ -35,7 +36,8 @@ class CropPlan:
     @property
     def hash(self) -> str:
         """Hash of the table, 16 hexadecimal digits."""
-        return hashlib.sha256(np.ascontiguousarray(self.table).tobytes() + str(self.size).encode()).hexdigest()[:16]
+        table = np.ascontiguousarray(self.table).tobytes()
+        return hashlib.sha256(table + str(self.size).encode()).hexdigest()[:16]
 
     def take(self, index: NDArray[np.intp]) -> CropPlan:
         """The crops with these numbers."""
@@ -68,18 +70,20 @@ class Plans:
 
 
 def window_sums(mask: Mask, size: int) -> NDArray[np.int32]:
-    """How many pixels are True in each size x size window, (sample, Y - size + 1, X - size + 1), by upper-left."""
+    """How many pixels of a mask (sample, Y, X) are True in each size x size window.
+
+    Shape (sample, Y - size + 1, X - size + 1): a window stands at its upper-left pixel.
+    """
     total = np.zeros((mask.shape[0], mask.shape[1] + 1, mask.shape[2] + 1), dtype=np.int32)
     total[:, 1:, 1:] = mask.cumsum(axis=1, dtype=np.int32).cumsum(axis=2, dtype=np.int32)
-    return (
-        total[:, size:, size:] - total[:, :-size, size:] - total[:, size:, :-size] + total[:, :-size, :-size]
-    )
+    upper, lower = total[:, :-size], total[:, size:]
+    return lower[..., size:] - upper[..., size:] - lower[..., :-size] + upper[..., :-size]
 
 
 def training_crops(
     crop: RandomCrop | SlidingCrop, inside: Mask, valid: Mask, block_px: int, seed: int, part: str
 ) -> CropPlan:
-    """Crops that lie wholly in ``inside`` (sample, y, x), with enough valid pixels, aligned with coarse blocks.
+    """Crops wholly in ``inside`` (sample, y, x), with enough valid pixels, aligned with coarse blocks.
 
     random: ``number`` places a sample, drawn without repetition (all there are, if fewer). sliding: every
     ``stride`` px. ConfigError where none fits.
@@ -99,11 +103,11 @@ def training_crops(
             drawn.append(rng.permutation(here)[: crop.number])
         found = found[np.sort(np.concatenate(drawn))]
     if not len(found):
-        largest = "x".join(str(n) for n in inside.shape[1:])
         raise ConfigError(
             [
-                f"crop.size: no crop fits wholly into the {part} part of the {largest} px field with crop.min_valid = "
-                f"{crop.min_valid}; use smaller crops, larger blocks or a smaller guard (found {crop.size})"
+                f"crop.size: no crop fits wholly into the {part} part of the {inside.shape[1]} x "
+                f"{inside.shape[2]} px field with crop.min_valid = {crop.min_valid}; use smaller crops, larger "
+                f"blocks or a smaller guard (found {crop.size})"
             ]
         )
     return _plan(found, fraction[tuple(found.T)], crop.size)
@@ -111,53 +115,68 @@ def training_crops(
 
 def validation_crops(crop: RandomCrop | SlidingCrop, inside: Mask, valid: Mask, block_px: int) -> CropPlan:
     """Crops wholly in the validation part, every quarter of their size (every coarse block where none fits so)."""
-    for stride in (max(crop.size // 4 // block_px * block_px, block_px), block_px):
-        sliding = SlidingCrop(name="sliding", size=crop.size, stride=stride, min_valid=crop.min_valid, augment=False)
-        try:
-            return training_crops(sliding, inside, valid, block_px, 0, "validation")
-        except ConfigError:
-            if stride == block_px:
-                raise
-    raise AssertionError("unreachable: the last stride returns or raises")
+    quarter = max(crop.size // 4 // block_px * block_px, block_px)
+    sliding = SlidingCrop(
+        name="sliding", size=crop.size, stride=quarter, min_valid=crop.min_valid, augment=False
+    )
+    try:
+        return training_crops(sliding, inside, valid, block_px, 0, "validation")
+    except ConfigError:
+        everywhere = sliding.model_copy(update={"stride": block_px})
+        return training_crops(everywhere, inside, valid, block_px, 0, "validation")
 
 
 def covering_crops(part: Mask, valid: Mask, size: int, block_px: int) -> CropPlan:
     """Crops whose cores cover each pixel of ``part`` exactly once, with a halo of about a quarter of the size.
 
-    Crops stay inside the field, so the halo is thinner at its border; cores and crops are aligned with coarse blocks.
+    Crops stay inside the field, so the halo is thinner at its border; cores and crops are aligned with coarse
+    blocks.
     """
     _check_size(size, part.shape)
     halo = size // 4 // block_px * block_px
     core = size - 2 * halo
-    rows = []
-    for y in range(0, part.shape[1], core):
-        for x in range(0, part.shape[2], core):
-            y0, x0 = (min(max(at - halo, 0), edge - size) for at, edge in zip((y, x), part.shape[1:], strict=True))
-            y1, x1 = min(y + core, part.shape[1]), min(x + core, part.shape[2])
+    rows, columns = part.shape[1:]
+    found = []
+    for y in range(0, rows, core):
+        for x in range(0, columns, core):
+            y0, x0 = min(max(y - halo, 0), rows - size), min(max(x - halo, 0), columns - size)
+            y1, x1 = min(y + core, rows), min(x + core, columns)
             samples = np.flatnonzero(part[:, y:y1, x:x1].any(axis=(1, 2)))
-            rows += [(sample, y0, x0, y, x, y1, x1) for sample in samples]
-    table = np.array(sorted(rows), dtype=np.int32).reshape(-1, len(COLUMNS))
+            found += [(int(sample), y0, x0, y, x, y1, x1) for sample in samples]
+    table = np.array(sorted(found), dtype=np.int32).reshape(-1, len(COLUMNS))
     fraction = window_sums(valid, size)[tuple(table[:, :3].T)] / size**2
     return CropPlan(table, fraction.astype(np.float32), size)
 
 
-def legacy_crops(crop: RandomCrop | SlidingCrop, split: LegacySplit, valid: Mask, seed: int) -> tuple[CropPlan, CropPlan]:
-    """Train and test crops as the notebooks made them: anywhere in the field, repetitions allowed, split at random."""
+def legacy_crops(
+    crop: RandomCrop | SlidingCrop, split: LegacySplit, valid: Mask, block_px: int, seed: int
+) -> tuple[CropPlan, CropPlan]:
+    """Train and test crops as the notebooks made them: anywhere in the field, repetitions allowed, split at random.
+
+    Aligned with coarse blocks, which the notebooks did not have (``block_px`` 1). ConfigError where either part
+    would be empty.
+    """
     _check_size(crop.size, valid.shape)
     rng = np.random.default_rng(seed)
     fraction = window_sums(valid, crop.size) / crop.size**2
-    if isinstance(crop, SlidingCrop):
-        steps = np.zeros(fraction.shape, dtype=bool)
-        steps[:, :: crop.stride, :: crop.stride] = True
-        found = np.argwhere(steps)
-    else:
-        size = (crop.number, 2)
-        draw = [rng.integers(0, fraction.shape[1:], size=size) for _ in range(valid.shape[0])]
-        found = np.concatenate([np.column_stack([np.full(crop.number, i), at]) for i, at in enumerate(draw)])
+    step = crop.stride if isinstance(crop, SlidingCrop) else block_px
+    found = np.argwhere(np.ones_like(fraction[:, ::step, ::step], dtype=bool)) * (1, step, step)
+    if isinstance(crop, RandomCrop):
+        places = len(found) // valid.shape[0]  # as many in each sample
+        drawn = rng.integers(0, places, size=(valid.shape[0], crop.number))
+        found = found[(drawn + np.arange(valid.shape[0])[:, None] * places).ravel()]
     plan = _plan(found, fraction[tuple(found.T)], crop.size)
+    # Rounded first: 0.1 * 30 is 3.0000000000000004, of which the ceiling is 4.
+    test = math.ceil(round(split.test_share * len(plan), 6))
+    if not 0 < test < len(plan):
+        raise ConfigError(
+            [
+                f"split.test_share: must leave crops for train and test, of {len(plan)} in all; cut more crops "
+                f"(found {split.test_share})"
+            ]
+        )
     order = rng.permutation(len(plan))
-    train = int((1 - split.test_share) * len(plan))
-    return plan.take(np.sort(order[:train])), plan.take(np.sort(order[train:]))
+    return plan.take(np.sort(order[test:])), plan.take(np.sort(order[:test]))
 
 
 def make_plans(
@@ -172,7 +191,7 @@ def make_plans(
     ``valid`` (sample, y, x): where the target was observed.
     """
     if isinstance(split, LegacySplit):
-        train, test = legacy_crops(crop, split, valid, seed)
+        train, test = legacy_crops(crop, split, valid, block_px, seed)
         return Plans(train, None, test, None)
     parts = split
     has_validation = bool((parts == VALIDATION).any())
@@ -192,4 +211,6 @@ def _plan(found: NDArray[np.intp], fraction: NDArray[np.float64], size: int) -> 
 
 def _check_size(size: int, shape: tuple[int, ...]) -> None:
     if size > min(shape[1:]):
-        raise ConfigError([f"crop.size: must not exceed the sample of {shape[1]} x {shape[2]} px (found {size})"])
+        raise ConfigError(
+            [f"crop.size: must not exceed the sample of {shape[1]} x {shape[2]} px (found {size})"]
+        )

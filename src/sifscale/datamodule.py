@@ -39,7 +39,9 @@ def fit_scaler(features: FeatureCube, inside: NDArray[np.bool_], method: str) ->
     target = _offset_scale(np.asarray(features.target)[inside], method)
     pairs = []
     for i, channel in enumerate(features.channels):
-        values = np.asarray(features.predictors[:, i])[inside] if channel.scaled and method != "none" else None
+        values = (
+            np.asarray(features.predictors[:, i])[inside] if channel.scaled and method != "none" else None
+        )
         pairs.append((0.0, 1.0) if values is None else _offset_scale(values, method))
     return Scaler(tuple(o for o, _ in pairs), tuple(s for _, s in pairs), *target)
 
@@ -77,7 +79,9 @@ class CropBatches(Dataset[Batch]):
         """
         size, features = self.plan.size, self.features
         rows = self.plan.table[numbers]
-        cut = [(int(s), slice(int(y), int(y) + size), slice(int(x), int(x) + size)) for s, y, x in rows[:, :3]]
+        cut = [
+            (int(s), slice(int(y), int(y) + size), slice(int(x), int(x) + size)) for s, y, x in rows[:, :3]
+        ]
         valid = np.stack([features.valid[at] for at in cut])
         scored = valid & self._cores(rows)
         if self.parts is not None:
@@ -131,10 +135,12 @@ class BatchOrder(Sampler[list[int]]):
 class CropDataModule(pl.LightningDataModule):
     """Batches of a run's crop plans, with flips and quarter turns of training crops where asked for."""
 
-    def __init__(self, features: FeatureCube, plans: Plans, *, batch_size: int, seed: int, augment: bool) -> None:
+    def __init__(
+        self, features: FeatureCube, plans: Plans, *, batch_size: int, seed: int, augment: bool
+    ) -> None:
         super().__init__()
         self.features, self.plans, self.batch_size, self.seed = features, plans, batch_size, seed
-        self._turn = _dihedral() if augment else None
+        self._turn = _Dihedral() if augment else None
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Shuffled anew each epoch."""
@@ -170,12 +176,24 @@ class CropDataModule(pl.LightningDataModule):
         }
 
 
-def _dihedral() -> torch.nn.Module:
-    """The eight symmetries of the square, each equally likely; exact, nothing is interpolated."""
-    from kornia import augmentation
+class _Dihedral(torch.nn.Module):
+    """The eight symmetries of the square, each equally likely for each crop; exact, no value is interpolated.
 
-    return augmentation.AugmentationSequential(
-        augmentation.RandomHorizontalFlip(p=0.5),
-        augmentation.RandomRotation90(times=(0, 3), p=1.0),
-        data_keys=["input"],
-    )
+    Kornia's quarter turns resample, which spreads NaN; its flips and a transposition do not.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        from kornia import augmentation
+
+        self.flips = augmentation.AugmentationSequential(
+            augmentation.RandomHorizontalFlip(p=0.5),
+            augmentation.RandomVerticalFlip(p=0.5),
+            data_keys=["input"],
+        )
+
+    def forward(self, crops: Tensor) -> Tensor:
+        """(B, C, M, M) -> the same crops, turned."""
+        flipped: Tensor = self.flips(crops)
+        transpose = torch.rand(len(crops), device=crops.device) < 0.5
+        return torch.where(transpose[:, None, None, None], flipped.mT, flipped)

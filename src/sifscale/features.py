@@ -1,15 +1,14 @@
 """Named predictors from a cube: lazy, and never a look at the target.
 
-A feature cube is what a feature set makes of a cube: predictors, coarse, target and valid on one grid, padded at the
-lower and right edge to a multiple of the coarse block. It is materialised once, under a name made from the hashes of
-what it depends on, and reused by every run of a sweep.
+A feature cube is what a feature set makes of a cube: predictors, coarse, target and valid on one grid, padded at
+the lower and right edge to a multiple of the coarse block. It is materialised once, under a name made from the
+hashes of what it depends on, and reused by every run of a sweep.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import warnings
+import uuid
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,9 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import xarray as xr
+import zarr
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -40,8 +41,8 @@ class Channel:
 class FeatureCube:
     """Predictors (sample, channel, y, x); coarse, target, valid (sample, y, x); NaN where nothing is known.
 
-    ``coarse`` is constant on blocks of ``block_px`` (1: a smooth field) and has no NaN. Arrays are lazy (Dask), or
-    NumPy or Zarr arrays once opened from a store. ``shape`` (y, x) is that of the cube, before padding.
+    ``coarse`` is constant on blocks of ``block_px`` (1: a smooth field) and has no NaN. Arrays are lazy (Dask),
+    or NumPy or Zarr arrays once opened from a store. ``shape`` (y, x) is that of the cube, before padding.
     """
 
     channels: tuple[Channel, ...]
@@ -56,6 +57,7 @@ class FeatureCube:
 
     @property
     def names(self) -> list[str]:
+        """Channel names, in order."""
         return [channel.name for channel in self.channels]
 
     def select(self, names: list[str]) -> FeatureCube:
@@ -66,17 +68,17 @@ class FeatureCube:
 
 
 def build(cube: Cube, features: Features, coarse: Coarse, target: str) -> FeatureCube:
-    """Lazy feature cube; raises ConfigError where the cube lacks a band."""
+    """Lazy feature cube; raises ConfigError where the cube lacks a band or a feature would read the target."""
     native = cube.native
-    missing = [name for name in (target, *_bands_needed(features)) if not _available(native, name, target)]
-    if missing:
-        raise ConfigError([f"features: the cube {cube.path} has no band '{name}'; build the window again" for name in missing])
+    _check_bands(cube, features, coarse, target)
     field = partial(_band, native, coarse=coarse, target=target)
     parts: list[tuple[list[Channel], da.Array]] = []
     for name in features.bands:
         parts.append(([Channel(name, True)], field(name)[:, None]))
     for pattern in features.lbp:
-        source = _smooth_coarse(native, coarse, target) if pattern.source == "coarse" else field(pattern.source)
+        source = (
+            _smooth_coarse(native, coarse, target) if pattern.source == "coarse" else field(pattern.source)
+        )
         parts.append(_lbp(source, pattern))
     if features.local_stats:
         for name in features.local_stats.bands:
@@ -97,41 +99,69 @@ def build(cube: Cube, features: Features, coarse: Coarse, target: str) -> Featur
     )
 
 
+def _check_bands(cube: Cube, features: Features, coarse: Coarse, target: str) -> None:
+    asked = _bands_needed(features)
+    faults = (
+        [f"features: must not read the target; use 'coarse' (found '{target}')"] if target in asked else []
+    )
+    needed = dict.fromkeys([target, *([f"coarse_{target}"] if coarse.method == "given" else []), *asked])
+    faults += [
+        f"features: the cube {cube.path} has no band '{name}'; build the window again"
+        for name in needed
+        if not _available(cube.native, name, coarse)
+    ]
+    if faults:
+        raise ConfigError(faults)
+
+
 def _bands_needed(features: Features) -> list[str]:
     names = [*features.bands, *(pattern.source for pattern in features.lbp)]
     return [*names, *(features.local_stats.bands if features.local_stats else ())]
 
 
-def _available(native: xr.Dataset, name: str, target: str) -> bool:
-    if name == "coarse":
+def _available(native: xr.Dataset, name: str, coarse: Coarse) -> bool:
+    if name == "coarse" or _stored(native, name, coarse):
         return True
-    if name.startswith("coarse_"):
-        return name in native or _available(native, name.removeprefix("coarse_"), target)
-    return name in native or (name == "nirv" and {"ndvi", "nir"} <= set(native))
+    if coarse.method != "given" and name.startswith("coarse_"):
+        return _available(native, name.removeprefix("coarse_"), coarse)
+    return name.endswith("nirv") and all(_stored(native, part, coarse) for part in _nirv_parts(name))
+
+
+def _stored(native: xr.Dataset, name: str, coarse: Coarse) -> bool:
+    return name in native and (coarse.method == "given" or not name.startswith("coarse_"))
+
+
+def _nirv_parts(name: str) -> tuple[str, str]:
+    prefix = name.removesuffix("nirv")
+    return f"{prefix}ndvi", f"{prefix}nir"
 
 
 def _lazy(variable: xr.DataArray) -> da.Array:
-    """Float32 Dask array with one chunk a sample: features look at neighbours, fields are small beside memory."""
+    """Float32 Dask array, one chunk a sample: features look at neighbours, fields are small beside memory."""
     return da.asarray(variable.data).rechunk((1, -1, -1)).astype(np.float32)
 
 
 def _band(native: xr.Dataset, name: str, *, coarse: Coarse, target: str) -> da.Array:
     if name == "coarse":
         return _coarse(native, coarse, target)
-    if name.startswith("coarse_"):
-        if coarse.method == "given" and name in native:
-            return _lazy(native[name])
+    if _stored(native, name, coarse):
+        return _lazy(native[name])
+    if coarse.method != "given" and name.startswith("coarse_"):
         return _coarsen(_band(native, name.removeprefix("coarse_"), coarse=coarse, target=target), coarse)
-    if name == "nirv" and name not in native:  # Badgley et al. 2017, doi:10.1126/sciadv.1602244
-        return _lazy(native["ndvi"]) * _lazy(native["nir"])
-    return _lazy(native[name])
+    ndvi, nir = (_lazy(native[part]) for part in _nirv_parts(name))
+    return (
+        ndvi * nir
+    )  # near-infrared reflectance of vegetation: Badgley et al. 2017, doi:10.1126/sciadv.1602244
 
 
 def _coarse(native: xr.Dataset, coarse: Coarse, target: str) -> da.Array:
     """The coarse observation on the native grid, gaps taken from the nearest coarse cell."""
-    if coarse.method == "given":
-        return _lazy(native[f"coarse_{target}"]).map_blocks(_fill, dtype=np.float32)
-    return _coarsen(_lazy(native[target]), coarse).map_blocks(_fill, dtype=np.float32)
+    if coarse.method == "block_mean":
+        # Filled before it is spread: the nearest cell of a pixel may differ within a block.
+        return _lazy(native[target]).map_blocks(_filled_block_mean, factor=coarse.factor, dtype=np.float32)
+    given = coarse.method == "given"
+    field = _lazy(native[f"coarse_{target}"]) if given else _coarsen(_lazy(native[target]), coarse)
+    return field.map_blocks(_fill, dtype=np.float32)
 
 
 def _coarsen(field: da.Array, coarse: Coarse) -> da.Array:
@@ -140,12 +170,18 @@ def _coarsen(field: da.Array, coarse: Coarse) -> da.Array:
 
 
 def _smooth_coarse(native: xr.Dataset, coarse: Coarse, target: str) -> da.Array:
-    """Coarse field without the edges of its blocks (linear between their centres): texture means nothing on steps."""
-    return _coarse(native, coarse, target).map_blocks(_between_centres, factor=coarse.block_px, dtype=np.float32)
+    """Coarse field, linear between the centres of its blocks: texture means nothing on steps."""
+    field = _coarse(native, coarse, target)
+    return field.map_blocks(_between_centres, factor=coarse.block_px, dtype=np.float32)
 
 
 def _block_mean_on_grid(field: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     return grid.block_repeat(grid.block_mean(field, factor), factor, *field.shape[-2:])
+
+
+def _filled_block_mean(field: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
+    means = grid.fill_nearest(grid.block_mean(field, factor))
+    return grid.block_repeat(means, factor, *field.shape[-2:])
 
 
 def _moving_mean(field: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
@@ -204,35 +240,38 @@ def _pad(field: da.Array, factor: int, fill: Any = np.nan) -> da.Array:
     if not lower and not right:
         return field
     width = [(0, 0)] * (field.ndim - 2) + [(0, lower), (0, right)]
-    if fill == "edge":
-        return da.pad(field, width, mode="edge")
-    return da.pad(field, width, constant_values=fill)
+    wide = da.pad(field, width, mode="edge") if fill == "edge" else da.pad(field, width, constant_values=fill)
+    # Dask leaves the padding as chunks of its own; what comes next looks at whole samples.
+    return wide.rechunk({wide.ndim - 2: -1, wide.ndim - 1: -1})
 
 
 def correlations(features: FeatureCube, inside: NDArray[np.bool_]) -> tuple[list[str], NDArray[np.float64]]:
     """Correlation matrix of coarse SIF and all scaled channels over ``inside`` (sample, y, x), the training part.
 
-    Against coarse SIF, not the target: choosing bands must not look at what is to be predicted.
+    Against coarse SIF, not the target: choosing bands must not look at what is to be predicted. Pixels where one
+    of a pair is missing do not count for this pair; NaN where a channel is constant or missing.
     """
     index = [i for i, channel in enumerate(features.channels) if channel.scaled]
     inside = inside & np.asarray(features.valid)
     columns = [np.asarray(features.coarse)[inside]]
     columns += [np.asarray(features.predictors[:, i])[inside] for i in index]
-    table = np.stack(columns).astype(np.float64)
-    table = table[:, np.isfinite(table).all(axis=0)]
-    with np.errstate(invalid="ignore", divide="ignore"):  # a constant channel has no correlation: NaN, shown as such
-        matrix = np.corrcoef(table)
+    matrix = pd.DataFrame(np.stack(columns, axis=1).astype(np.float64)).corr().to_numpy()
     return ["coarse SIF", *(features.channels[i].name for i in index)], matrix
 
 
-def choose(select: Select, bands: tuple[str, ...], names: list[str], matrix: NDArray[np.float64]) -> list[str]:
+def choose(
+    select: Select, bands: tuple[str, ...], names: list[str], matrix: NDArray[np.float64]
+) -> list[str]:
     """Names of the bands to keep: coarse, then by falling |r| with coarse SIF; ConfigError when none is left."""
     strength = {name: abs(matrix[0, i]) for i, name in enumerate(names) if name in bands and name != "coarse"}
-    ranked = sorted((name for name in strength if np.isfinite(strength[name])), key=lambda name: -strength[name])
-    kept = ranked[: select.top] if select.top else [n for n in ranked if strength[n] >= (select.min_correlation or 0)]
+    ranked = sorted((n for n in strength if np.isfinite(strength[n])), key=lambda name: -strength[name])
+    least = select.min_correlation or 0
+    kept = ranked[: select.top] if select.top else [name for name in ranked if strength[name] >= least]
     if not kept:
         strongest = f"{ranked[0]} with {strength[ranked[0]]:.2f}" if ranked else "none"
-        raise ConfigError([f"features.select: no band is that correlated with coarse SIF (found {strongest})"])
+        raise ConfigError(
+            [f"features.select: no band is that correlated with coarse SIF (found {strongest})"]
+        )
     return [*(["coarse"] if "coarse" in bands else []), *kept]
 
 
@@ -244,7 +283,12 @@ def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
     path = folder / f"features_{digest(FEATURES_VERSION, *key)}.zarr"
     if path.exists():
         return path
-    chunks = (1, len(features.channels), min(256, features.coarse.shape[1]), min(256, features.coarse.shape[2]))
+    chunks = (
+        1,
+        len(features.channels),
+        min(256, features.coarse.shape[1]),
+        min(256, features.coarse.shape[2]),
+    )
     flat = (chunks[0], *chunks[2:])
     dims = ("sample", "y", "x")
     dataset = xr.Dataset(
@@ -264,24 +308,20 @@ def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
         },
     )
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
-    with warnings.catch_warnings():
-        # all-NaN slices are gaps of the data, kept as NaN on purpose
-        warnings.filterwarnings("ignore", message="All-NaN slice|Mean of empty slice", category=RuntimeWarning)
-        dataset.to_zarr(temporary, mode="w", zarr_format=3, consolidated=False)
+    temporary = folder / f".{path.name}.{uuid.uuid4().hex}.partial"
     try:
+        dataset.to_zarr(temporary, mode="w-", zarr_format=3, consolidated=False)
         temporary.rename(path)
     except OSError:
-        if not path.exists():
+        if not path.exists():  # else another job was first
             raise
-        shutil.rmtree(temporary)  # another job was first
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     return path
 
 
 def open_features(path: Path, memory_limit_mb: int) -> FeatureCube:
-    """A materialised feature cube: NumPy arrays where it fits into the memory limit, else Zarr arrays read by crop."""
-    import zarr
-
+    """A materialised feature cube: in memory where it fits into the limit, else Zarr arrays read crop by crop."""
     group = zarr.open_group(path, mode="r")
     arrays: dict[str, Any] = {name: group[name] for name in ("predictors", "coarse", "target", "valid")}
     if sum(array.nbytes for array in arrays.values()) <= memory_limit_mb * 1e6:

@@ -1,4 +1,7 @@
-"""Scores as mergeable sums: add batches, tiles, workers or folds, finish once (an R2 averaged over batches is wrong)."""
+"""Scores as mergeable sums: add batches, tiles, workers or folds, finish once.
+
+An R2 averaged over batches is wrong: each batch would be measured against its own mean.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ import torch
 from torch import Tensor
 
 SUMS = ("n", "y", "yy", "p", "pp", "yp", "abs_error")
+# A sum of squares about the mean that is smaller than this share of the plain sum of squares is rounding.
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -23,7 +28,8 @@ class Sums:
     @classmethod
     def zero(cls, positions: int | None = None) -> Sums:
         """Nothing seen yet; ``positions`` keeps one column a pixel position of a crop."""
-        return cls(torch.zeros(len(SUMS) if positions is None else (len(SUMS), positions), dtype=torch.float64))
+        shape = (len(SUMS),) if positions is None else (len(SUMS), positions)
+        return cls(torch.zeros(shape, dtype=torch.float64))
 
     @classmethod
     def of(cls, prediction: Tensor, target: Tensor, valid: Tensor, *, by_position: bool = False) -> Sums:
@@ -40,30 +46,42 @@ class Sums:
         return Sums(self.values.to(other.values.device) + other.values)
 
     def finish(self) -> dict[str, float]:
-        """R2, MAE, RMSE, bias, correlation (r) and n, pooled over everything added; ValueError when nothing was."""
+        """R2, MAE, RMSE, bias, correlation (r) and n, pooled over everything added.
+
+        R2 and r are NaN where the target (for r: or the prediction) is constant. Raises ValueError when nothing
+        was added.
+        """
         totals = self.values.flatten(1).sum(dim=1) if self.values.ndim > 1 else self.values
         n, y, yy, p, pp, yp, abs_error = totals.tolist()
         if n == 0:
-            raise ValueError("no valid pixel was scored: check split, crop.min_valid and the gaps of the target")
+            raise ValueError(
+                "no valid pixel was scored: check split, crop.min_valid and the gaps of the target"
+            )
         squared_error = max(yy - 2 * yp + pp, 0.0)
-        spread_y, spread_p = yy - y * y / n, pp - p * p / n
+        spread_y, spread_p = _spread(totals[:3]).item(), _spread(totals[[0, 3, 4]]).item()
+        both = (spread_y * spread_p) ** 0.5
         return {
             "n": n,
-            "r2": 1 - squared_error / spread_y if spread_y > 0 else float("nan"),
+            "r2": 1 - squared_error / spread_y if spread_y else float("nan"),
             "mae": abs_error / n,
             "rmse": (squared_error / n) ** 0.5,
             "bias": (p - y) / n,
-            "r": (yp - y * p / n) / (spread_y * spread_p) ** 0.5 if spread_y > 0 and spread_p > 0 else float("nan"),
+            "r": (yp - y * p / n) / both if both else float("nan"),
         }
 
     def r2_positions(self) -> float:
         """The notebooks' R2: one R2 a pixel position over all test crops, then the plain mean over positions.
 
-        Equals scikit-learn's ``r2_score(y, p)`` on arrays of shape (crops, H * W).
+        Equals scikit-learn's ``r2_score(y, p)`` on arrays of shape (crops, H * W), its rule for a constant target
+        included: 1 where the prediction is exact, else 0. Positions valid in fewer than two crops are left out.
         """
-        n, y, yy, _, pp, yp, _ = self.values
-        squared_error = yy - 2 * yp + pp
-        return float((1 - squared_error / (yy - y * y / n)).mean())
+        if self.values.ndim != 2:
+            raise ValueError("R2 by position needs sums kept by position; add Sums.of(..., by_position=True)")
+        _, _, yy, _, pp, yp, _ = self.values
+        error, spread = yy - 2 * yp + pp, _spread(self.values[:3])
+        constant = torch.where(error > ROUNDING * yy, 0.0, 1.0).double()
+        scores = torch.where(spread > 0, 1 - error / spread.where(spread > 0, 1), constant)
+        return float(scores[self.values[0] > 1].mean())
 
     def to_dict(self) -> dict[str, float]:
         """Pooled sums as plain numbers, for a file that a study merges later."""
@@ -74,6 +92,13 @@ class Sums:
     def from_dict(cls, sums: Mapping[str, float]) -> Sums:
         """Inverse of :meth:`to_dict`."""
         return cls(torch.tensor([sums[name] for name in SUMS], dtype=torch.float64))
+
+
+def _spread(sums: Tensor) -> Tensor:
+    """Sum of squares about the mean from count, sum, sum of squares (3, ...); 0 where that is only rounding."""
+    n, total, squares = sums
+    spread = squares - total * total / n.clamp(min=1)
+    return torch.where(spread > ROUNDING * squares, spread, 0)
 
 
 def skill(rmse: float, reference_rmse: float) -> float:

@@ -17,7 +17,8 @@ PART_NAMES = {NOWHERE: "guard", TRAIN: "train", VALIDATION: "validation", TEST: 
 def block_ids(shape: tuple[int, int], block: tuple[int, int]) -> NDArray[np.int32]:
     """Number of the block of each pixel (y, x), row by row.
 
-    The field is divided into floor(size / block) equal blocks each way (at least one), so no sliver is left over.
+    The field is divided into floor(size / block) equal blocks each way (at least one), so no sliver is left
+    over and no block is smaller than ``block`` (unless the field is).
     """
     rows, columns = (max(size // edge, 1) for size, edge in zip(shape, block, strict=True))
     row = np.arange(shape[0]) * rows // shape[0]
@@ -26,12 +27,18 @@ def block_ids(shape: tuple[int, int], block: tuple[int, int]) -> NDArray[np.int3
 
 
 def block_folds(ids: NDArray[np.int32], folds: int, assignment: str, seed: int) -> NDArray[np.int32]:
-    """Fold of each block, shape (blocks,): equal shares along a snake through the map, or scattered at random."""
+    """Fold of each block, shape (blocks,): equal shares along a snake through the map, or scattered at random.
+
+    Every fold has a block; ConfigError where there are fewer blocks than folds.
+    """
     count = int(ids.max()) + 1
     if count < folds:
-        raise ConfigError([f"split.folds: must not exceed the number of blocks in the field, {count} (found {folds})"])
+        raise ConfigError(
+            [f"split.folds: must not exceed the number of blocks in the field, {count} (found {folds})"]
+        )
     columns = int(ids[0].max()) + 1
-    order = np.arange(count).reshape(-1, columns).T.copy()  # column by column: folds become north-south stripes
+    # Column by column, so that folds become north-south stripes.
+    order = np.arange(count).reshape(-1, columns).T.copy()
     order[1::2] = order[1::2, ::-1]
     sequence = order.ravel()
     if assignment == "random":
@@ -65,8 +72,8 @@ def split_samples(
 ) -> NDArray[np.int8]:
     """Part of each sample, shape (sample,).
 
-    ``time``: all samples of the last moments are the test, of those before them the validation. ``samples``: whole
-    places are drawn, so that no place is in two parts.
+    ``time``: all samples of the last moments are the test, of those before them the validation. ``samples``:
+    whole places are drawn, so that no place is in two parts. ConfigError where nothing is left to train on.
     """
     if split.name == "time":
         keys = [str(time) for time in times]
@@ -80,8 +87,9 @@ def split_samples(
         what = "moments" if split.name == "time" else "places"
         raise ConfigError(
             [
-                f"split.name: {split.name} needs at least {test + validation + 1} {what} for {test} test and "
-                f"{validation} validation; take another split or split.validation_share=0 (found {len(groups)})"
+                f"split.name: {split.name} needs at least {test + validation + 1} {what} for {test} test "
+                f"and {validation} validation; take another split or split.validation_share=0 "
+                f"(found {len(groups)})"
             ]
         )
     part = dict.fromkeys(groups, TRAIN)
@@ -97,19 +105,28 @@ def make_split(
     times: NDArray[np.datetime64],
     seed: int,
 ) -> NDArray[np.int8]:
-    """Part of each pixel (sample, y, x), values as in ``PART_NAMES``; blocks hold for all samples of a place alike.
+    """Part of each pixel (sample, y, x), values as in ``PART_NAMES``; blocks are the same in all samples.
 
     ``shape`` is (y, x). Raises ConfigError where a part would be empty.
     """
     if isinstance(split, BlocksSplit):
         if len(set(places)) > 1:
-            raise ConfigError([f"split.name: blocks needs a window of one place, use samples (found {len(set(places))} places)"])
+            found = f"(found {len(set(places))} places)"
+            raise ConfigError([f"split.name: blocks needs a window of one place, use samples {found}"])
         parts = np.broadcast_to(split_blocks(split, shape, seed), (len(places), *shape))
     else:
         by_sample = split_samples(split, places, times, seed)
         parts = np.broadcast_to(by_sample[:, None, None], (len(places), *shape))
-    if not (parts == TRAIN).any():
-        raise ConfigError([f"split: leaves no pixel to train on; use smaller blocks or guard (found {split!r})"])
+    wanted = [TRAIN, VALIDATION] if isinstance(split, BlocksSplit) or split.validation_share else [TRAIN]
+    empty = [PART_NAMES[part] for part in wanted if not (parts == part).any()]
+    if empty:
+        remedy = "use larger blocks, fewer folds or a smaller guard"
+        raise ConfigError(
+            [
+                f"split: leaves no pixel of a field of {shape[0]} x {shape[1]} px for {' and '.join(empty)}; "
+                f"{remedy} (found {split!r})"
+            ]
+        )
     return parts
 
 

@@ -130,9 +130,9 @@ def test_convolutions_per_block_count() -> None:
     assert parameter_count(small(convolutions=3)) - parameter_count(small()) == extra
 
 
-def test_input_below_the_depth_is_refused() -> None:
-    with pytest.raises(ValueError, match="depth 2 needs at least 4 x 4 pixels, found 3 x 18"):
-        small()(*batch(3, 18))
+def test_levels_below_two_pixels_stay_at_one() -> None:
+    for height, width in ((3, 18), (1, 1)):
+        assert small()(*batch(height, width)).shape == (2, 1, height, width)
 
 
 @pytest.mark.parametrize(

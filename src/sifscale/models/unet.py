@@ -74,13 +74,13 @@ class UNet(nn.Module):
                 nn.init.zeros_(parameter)
 
     def forward(self, predictors: Tensor, coarse: Tensor) -> Tensor:
-        """(B, C, H, W), (B, 1, H, W) -> (B, 1, H, W); raises ValueError where H or W is below 2**depth."""
-        self._check_size(predictors)
+        """(B, C, H, W), (B, 1, H, W) -> (B, 1, H, W)."""
         features, skips = predictors, []
         for block in self.encoder:
             features = block(features)
             skips.append(features)
-            features = F.max_pool2d(features, 2)
+            # Sizes are halved downwards, but a level of one pixel stays one.
+            features = F.max_pool2d(features, 2, ceil_mode=min(features.shape[-2:]) == 1)
         features = self.bottleneck(features)
         for upsampler, block, skip in zip(self.upsamplers, self.decoder, reversed(skips), strict=True):
             features = upsampler(features)
@@ -89,15 +89,6 @@ class UNet(nn.Module):
             features = block(torch.cat((features, skip), dim=1))
         output: Tensor = self.head(features)
         return upsample(coarse, self.factor, "bilinear") + output if self.residual else output
-
-    def _check_size(self, predictors: Tensor) -> None:
-        height, width = predictors.shape[-2:]
-        smallest = 2**self.depth
-        if min(height, width) < smallest:
-            raise ValueError(
-                f"a U-Net of depth {self.depth} needs at least {smallest} x {smallest} pixels, found "
-                f"{height} x {width}: take larger crops or fewer widths"
-            )
 
 
 def _block(

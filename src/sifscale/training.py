@@ -1,0 +1,287 @@
+"""One run: from typed config to test metrics. Reads as a list of what happens."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from hydra.core.hydra_config import HydraConfig
+
+from sifscale import features as feature_room
+from sifscale import legacy, progress, report, run_figures
+from sifscale.audit import Finding, audit, guard_distance_px
+from sifscale.config import ConfigError, LegacySplit, RunConfig
+from sifscale.crops import Plans, make_plans
+from sifscale.cube import Cube
+from sifscale.datamodule import CropDataModule, fit_scaler, training_pixels
+from sifscale.features import FeatureCube
+from sifscale.metrics import Sums, skill
+from sifscale.models import parameter_count
+from sifscale.splits import make_split, padded
+from sifscale.task import REFERENCES, DownscalingTask, Optimisation, TaskSpec
+from sifscale.tracking import RunLog, git_commit, run_log
+from sifscale.windows import open_or_build
+
+log = logging.getLogger(__name__)
+
+
+def train(run: RunConfig) -> dict[str, float]:
+    """Train (where there is something to train), test and log one run; returns its final metrics.
+
+    Raises ValueError with clear lines where the data do not allow the run, or where an honest run has a finding.
+    """
+    folder = _run_folder(run)
+    if run.trainer.threads:
+        torch.set_num_threads(run.trainer.threads)
+    pl.seed_everything(run.seed, workers=True, verbose=False)
+    cube = open_or_build(run)
+    features = prepare_features(run, cube)
+    plans = prepare_plans(run, features)
+    features, correlation = choose_bands(run, features, plans)
+    findings = audit(features, plans, scaler_saw(run, features, plans))
+    resumed = _resumed_run_id(folder) if run.resume else None
+    with run_log(run.tracking, run.label, resume=resumed, command=sys.argv) as tracker:
+        (folder / "run_id").write_text(tracker.run_id)
+        log_choices(run, tracker, folder, cube, features, plans, findings)
+        judge(run, findings)
+        task = make_task(run, features, plans)
+        data = CropDataModule(
+            features, plans, batch_size=run.trainer.batch_size, seed=run.seed, augment=run.crop.augment
+        )
+        history = fit(run, task, data, folder, tracker)
+        metrics = test(run, task, data, folder, tracker)
+        pictures = run_figures.draw(run, task, data, features, plans, history, correlation, metrics, folder / "figures")
+        for picture in pictures:
+            tracker.artifact(picture, "figures")
+    _say_where(run, folder)
+    return metrics
+
+
+def prepare_features(run: RunConfig, cube: Cube) -> FeatureCube:
+    """The run's feature cube, materialised once for all runs with the same cube and feature options."""
+    lazy = feature_room.build(cube, run.features, run.coarse, run.window.target)
+    if run.features.legacy:
+        lazy = legacy.extend(lazy, run.features.legacy)
+    chosen = run.features.model_copy(update={"name": "", "select": None})  # neither changes what is stored
+    path = feature_room.materialise(lazy, Path(run.paths.data), cube.hash, chosen, run.coarse, run.window.target)
+    return feature_room.open_features(path, run.trainer.memory_limit_mb)
+
+
+def prepare_plans(run: RunConfig, features: FeatureCube) -> Plans:
+    """Split first, then crops inside the parts (legacy: crops first, then a random split of them)."""
+    valid = np.asarray(features.valid)
+    if isinstance(run.split, LegacySplit):
+        return make_plans(run.crop, run.split, valid, features.block_px, run.seed)
+    parts = make_split(run.split, features.shape, features.places, features.times, run.seed)
+    return make_plans(run.crop, padded(parts, valid.shape[1:]), valid, features.block_px, run.seed)
+
+
+def choose_bands(
+    run: RunConfig, features: FeatureCube, plans: Plans
+) -> tuple[FeatureCube, tuple[list[str], np.ndarray[Any, Any]]]:
+    """Correlations on the training part, and the feature cube with only the bands that ``features.select`` keeps."""
+    inside = training_pixels(plans, features, run.normalisation.model_copy(update={"fit": "train"}))
+    names, matrix = feature_room.correlations(features, inside)
+    if run.features.select:
+        kept = feature_room.choose(run.features.select, run.features.bands, names, matrix)
+        log.info("selected bands: %s", ", ".join(kept))
+        others = [name for name in features.names if name not in run.features.bands]
+        features = features.select([*kept, *others])
+    return features, (names, matrix)
+
+
+def scaler_saw(run: RunConfig, features: FeatureCube, plans: Plans) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Pixels (sample, y, x) that any scaling of this run was fitted on, for the audit."""
+    if run.features.legacy and run.features.legacy.minmax_everything:
+        return np.ones(features.coarse.shape, dtype=bool)
+    if run.normalisation.method == "none":
+        return np.zeros(features.coarse.shape, dtype=bool)
+    return training_pixels(plans, features, run.normalisation)
+
+
+def judge(run: RunConfig, findings: list[Finding]) -> None:
+    """Findings are fatal under ``honest`` and printed under ``legacy``."""
+    if findings and run.protocol == "honest":
+        raise ConfigError([f"audit: {finding}; protocol=honest does not train on this" for finding in findings])
+    for finding in findings:
+        log.warning("audit: %s", finding)
+
+
+def log_choices(
+    run: RunConfig,
+    tracker: RunLog,
+    folder: Path,
+    cube: Cube,
+    features: FeatureCube,
+    plans: Plans,
+    findings: list[Finding],
+) -> None:
+    """Parameters, resolved YAML, crop plans and tags: what is needed to see how the numbers were made."""
+    values = run.model_dump(mode="json")
+    tracker.parameters({k: v for k, v in values.items() if k != "study"} | {"channels": features.names})
+    tracker.yaml(values, folder / "config.yaml")
+    for name in ("train", "validation", "test"):
+        plan = getattr(plans, name)
+        if plan is not None:
+            plan.save(folder / f"crops_{name}.csv")
+            tracker.artifact(folder / f"crops_{name}.csv", "crops")
+    tracker.tags(
+        {
+            "arm": run.label,
+            "protocol": run.protocol,
+            "window": run.window.name,
+            "features": run.features.name,
+            "model": run.model.name,
+            "git_commit": git_commit(),
+            "cube_hash": cube.hash,
+            "crop_plan": plans.train.hash,
+            "audit": "; ".join(map(str, findings)) or "no finding",
+            "guard_distance_px": str(guard_distance_px(plans, features.coarse.shape)),
+            **({"study": run.study.name} if run.study else {}),
+        }
+    )
+
+
+def make_task(run: RunConfig, features: FeatureCube, plans: Plans) -> DownscalingTask:
+    """Model, scaler and optimiser options in one Lightning module."""
+    scaler = fit_scaler(features, training_pixels(plans, features, run.normalisation), run.normalisation.method)
+    spec = TaskSpec(
+        model=run.model.model_dump(),
+        channels=tuple(features.names),
+        scaler=scaler,
+        block_px=features.block_px,
+        factor=run.coarse.factor,
+        size=run.crop.size,
+        conservation=run.conservation,
+        target=run.window.target,
+        units=run.window.units.get(run.window.target, "1"),
+    )
+    options = run.trainer.model_dump(
+        include={"loss", "optimiser", "learning_rate", "weight_decay", "schedule", "epochs"}
+    )
+    return DownscalingTask.create(spec, Optimisation(**options, seed=run.seed), keep_positions=run.protocol == "legacy")
+
+
+def fit(
+    run: RunConfig, task: DownscalingTask, data: CropDataModule, folder: Path, tracker: RunLog
+) -> dict[str, list[tuple[int, float]]]:
+    """Train, keep the best checkpoint on validation (the last where there is none), return metrics by epoch."""
+    history = progress.EpochLog(tracker, folder / "history.json")
+    if not parameter_count(task.model):
+        return {}
+    log.info("training %s: %s parameters, %d crops", run.label, f"{parameter_count(task.model):,}", len(data.plans.train))
+    monitored = data.plans.validation is not None
+    keep = pl.callbacks.ModelCheckpoint(
+        folder / "checkpoints", filename="best", monitor="val/rmse" if monitored else None, save_last=True,
+        enable_version_counter=False,
+    )
+    callbacks: list[pl.Callback] = [history, keep]
+    if monitored and run.trainer.patience:
+        callbacks.append(pl.callbacks.EarlyStopping("val/rmse", patience=run.trainer.patience))
+    if run.trainer.progress:
+        callbacks.append(progress.EpochBar())
+    last = folder / "checkpoints" / "last.ckpt"
+    started = time.perf_counter()
+    trainer = _trainer(run, callbacks, folder)
+    with _known_warnings():
+        trainer.fit(task, data, ckpt_path=str(last) if run.resume and last.exists() else None, weights_only=True)
+    seconds = time.perf_counter() - started
+    samples = len(data.plans.train) * (trainer.current_epoch - history.first_epoch)
+    tracker.metrics({"perf/samples_per_s": samples / seconds, "perf/train_s": seconds})
+    best = Path(keep.best_model_path or last)
+    state = torch.load(best, weights_only=True, map_location="cpu")
+    task.load_state_dict(state["state_dict"])
+    tracker.metrics({"best_epoch": float(state["epoch"])})
+    tracker.artifact(best, "checkpoints")
+    return history.values
+
+
+def test(
+    run: RunConfig, task: DownscalingTask, data: CropDataModule, folder: Path, tracker: RunLog
+) -> dict[str, float]:
+    """Scores on the test part, beside nearest and bilinear; the table is printed, sums are kept for pooling."""
+    with _known_warnings():
+        _trainer(run, [], folder).test(task, data, verbose=False)
+    sums = task.test_sums()
+    scores = {run.label: sums["model"].finish()} | {name: sums[name].finish() for name in REFERENCES}
+    model = scores[run.label]
+    metrics = {f"test/{key}": model[key] for key in ("r2", "mae", "rmse", "bias", "r")}
+    metrics["test/skill_bilinear"] = skill(model["rmse"], scores["bilinear"]["rmse"])
+    metrics["test/coarse_rmse"] = sums["coarse"].finish()["rmse"]
+    metrics["perf/parameters"] = float(parameter_count(task.model))
+    for name in REFERENCES:
+        metrics |= {f"test/{name}_{key}": scores[name][key] for key in ("r2", "mae", "rmse")}
+    if run.protocol == "legacy":
+        metrics["test/r2_positions"] = sums["model"].r2_positions()
+    tracker.metrics(metrics)
+    _write_json(folder / "metrics.json", metrics)
+    _write_json(folder / "test_sums.json", {name: part.to_dict() for name, part in sums.items()})
+    tracker.artifact(folder / "metrics.json")
+    tracker.artifact(folder / "test_sums.json")
+    report.show(report.run_table(scores, task.spec.units, f"{run.label} on {run.window.name} ({run.protocol})"))
+    return metrics
+
+
+def _trainer(run: RunConfig, callbacks: list[pl.Callback], folder: Path) -> pl.Trainer:
+    options = run.trainer
+    return pl.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        strategy=options.strategy,
+        precision=options.precision,
+        max_epochs=options.epochs,
+        callbacks=callbacks,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=bool(callbacks),
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # our batch order knows rank and world
+        deterministic=True,
+    )
+
+
+class _known_warnings(warnings.catch_warnings):
+    """Lightning's advice that does not apply: batches are gathered whole, loader workers would only cost."""
+
+    def __enter__(self) -> Any:
+        entered = super().__enter__()
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*logging interval.*")
+        return entered
+
+
+def _run_folder(run: RunConfig) -> Path:
+    """The folder of this run: Hydra's, or the one that is resumed."""
+    folder = Path(run.resume) if run.resume else Path(HydraConfig.get().runtime.output_dir)
+    if run.resume and not (folder / "run_id").exists():
+        raise ConfigError([f"resume: must be the folder of a run that had started, with its run_id file (found '{run.resume}')"])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _resumed_run_id(folder: Path) -> str:
+    return (folder / "run_id").read_text().strip()
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=1))
+    temporary.replace(path)
+
+
+def _say_where(run: RunConfig, folder: Path) -> None:
+    report.show(
+        f"figures: {folder / 'figures'}",
+        f"MLflow:  mlflow ui --backend-store-uri {run.tracking.uri}   (experiment '{run.tracking.experiment}')",
+    )
