@@ -41,13 +41,14 @@ def audit(features: FeatureCube, plans: Plans, scaler_saw: Mask) -> list[Finding
     that normalisation, or any scaling before it, was fitted on.
     """
     test = scored_pixels(plans, features.coarse.shape)
-    valid = np.asarray(features.valid)
+    # Exactly 0: a gap that legacy.zero_gaps filled. Such pixels hide what holds for the observed ones.
+    observed = np.asarray(features.valid) & (np.asarray(features.target) != 0)
     return [
         *_overlap(plans, test),
         *_shared_places(plans, test, features),
         *_scaler(scaler_saw, test),
-        *_derived_predictors(features, valid),
-        *_moving_mean_coarse(features, valid),
+        *_derived_predictors(features, observed),
+        *_moving_mean_coarse(features, observed),
     ]
 
 
@@ -82,7 +83,7 @@ def _overlap(plans: Plans, test: Mask) -> list[Finding]:
 
 
 def _shared_places(plans: Plans, test: Mask, features: FeatureCube) -> list[Finding]:
-    """Places of a window of many that are trained on and tested, unless the test is all later (a time split)."""
+    """Places, of many, that are trained on and tested, unless the test is all later (a time split)."""
     if len(set(features.places)) == 1:  # the split lies within the place, or in time
         return []
     tested = test.any(axis=(1, 2))
@@ -109,13 +110,13 @@ def _shape(mask: Mask) -> tuple[int, int, int]:
     return samples, rows, columns
 
 
-def _derived_predictors(features: FeatureCube, valid: Mask) -> list[Finding]:
+def _derived_predictors(features: FeatureCube, observed: Mask) -> list[Finding]:
     """Predictors that, with coarse SIF, give the target linearly, everywhere or in most small windows."""
     findings = []
     coarse, target = np.asarray(features.coarse), np.asarray(features.target)
     for i, channel in enumerate(features.channels):
         values = np.asarray(features.predictors[:, i])
-        known = valid & np.isfinite(values)
+        known = observed & np.isfinite(values)
         everywhere = _linear_r2(values[known], coarse[known], target[known])
         local = _local_r2(values, coarse, target, known) if everywhere < DERIVED_R2 else everywhere
         if max(everywhere, local) >= DERIVED_R2:
@@ -152,18 +153,14 @@ def _local_r2(values: Field, coarse: Field, target: Field, known: Mask) -> float
     return float(np.median(scores)) if scores else 0.0
 
 
-def _moving_mean_coarse(features: FeatureCube, valid: Mask) -> list[Finding]:
-    """Is coarse SIF the moving mean of the target? Then its neighbours hold a pixel's value: mere deblurring."""
-    if features.block_px > 1:  # block means by construction
+def _moving_mean_coarse(features: FeatureCube, observed: Mask) -> list[Finding]:
+    """Is coarse SIF the moving mean of the target? Then its neighbours hold each value: mere deblurring."""
+    if features.block_px > 1 or not observed.any():  # block means by construction
         return []
-    target = np.asarray(features.target).astype(np.float64)
-    known = valid & (target != 0)  # exactly 0: a gap that legacy.zero_gaps filled
-    if not known.any():
-        return []
-    target = np.where(known, target, np.nan)
+    target = np.where(observed, np.asarray(features.target), np.nan).astype(np.float64)
     coarse = np.asarray(features.coarse)
     for factor in MOVING_MEAN_FACTORS:
-        difference = np.abs(grid.moving_mean(target, factor) - coarse)[known]
+        difference = np.abs(grid.moving_mean(target, factor) - coarse)[observed]
         # the share, not the maximum: a few cells at gaps may have been treated otherwise
         if np.mean(difference < 1e-5) > 0.95:
             text = (

@@ -429,7 +429,8 @@ def _crop_faults(run: RunConfig) -> list[str]:
             f"(found {size})"
         )
     if isinstance(run.crop, SlidingCrop) and run.crop.stride % run.coarse.block_px:
-        faults.append(f"crop.stride: must be a multiple of coarse.factor = {run.coarse.factor} (found {run.crop.stride})")
+        factor, stride = run.coarse.factor, run.crop.stride
+        faults.append(f"crop.stride: must be a multiple of coarse.factor = {factor} (found {stride})")
     if isinstance(run.split, BlocksSplit) and size > min(run.split.block):
         faults.append(f"crop.size: must not exceed the block, split.block = {list(run.split.block)} (found {size})")
     if isinstance(run.window, OsseWindow) and size > min(run.window.height_px, run.window.width_px):
@@ -463,7 +464,8 @@ def _feature_faults(run: RunConfig) -> list[str]:
     if run.coarse.method == "moving_mean" and run.coarse.factor % 2 == 0:
         faults.append(f"coarse.factor: must be odd for coarse.method=moving_mean (found {run.coarse.factor})")
     if features.select and (features.select.top is None) == (features.select.min_correlation is None):
-        faults.append(f"features.select: must give either top or min_correlation (found {features.select.model_dump()})")
+        found = features.select.model_dump()
+        faults.append(f"features.select: must give either top or min_correlation (found {found})")
     return faults
 
 

@@ -106,15 +106,15 @@ def training_crops(
         raise ConfigError(
             [
                 f"crop.size: no crop fits wholly into the {part} part of the {inside.shape[1]} x "
-                f"{inside.shape[2]} px field with crop.min_valid = {crop.min_valid}; use smaller crops, larger "
-                f"blocks or a smaller guard (found {crop.size})"
+                f"{inside.shape[2]} px field with crop.min_valid = {crop.min_valid}; use smaller crops, "
+                f"larger blocks or a smaller guard (found {crop.size})"
             ]
         )
     return _plan(found, fraction[tuple(found.T)], crop.size)
 
 
 def validation_crops(crop: RandomCrop | SlidingCrop, inside: Mask, valid: Mask, block_px: int) -> CropPlan:
-    """Crops wholly in the validation part, every quarter of their size (every coarse block where none fits so)."""
+    """Crops wholly in the validation part, every quarter of their size (every coarse block if none fits)."""
     quarter = max(crop.size // 4 // block_px * block_px, block_px)
     sliding = SlidingCrop(
         name="sliding", size=crop.size, stride=quarter, min_valid=crop.min_valid, augment=False
@@ -127,7 +127,7 @@ def validation_crops(crop: RandomCrop | SlidingCrop, inside: Mask, valid: Mask, 
 
 
 def covering_crops(part: Mask, valid: Mask, size: int, block_px: int) -> CropPlan:
-    """Crops whose cores cover each pixel of ``part`` exactly once, with a halo of about a quarter of the size.
+    """Crops whose cores cover each pixel of ``part`` exactly once, with a halo of about a quarter of size.
 
     Crops stay inside the field, so the halo is thinner at its border; cores and crops are aligned with coarse
     blocks.
@@ -151,10 +151,10 @@ def covering_crops(part: Mask, valid: Mask, size: int, block_px: int) -> CropPla
 def legacy_crops(
     crop: RandomCrop | SlidingCrop, split: LegacySplit, valid: Mask, block_px: int, seed: int
 ) -> tuple[CropPlan, CropPlan]:
-    """Train and test crops as the notebooks made them: anywhere in the field, repetitions allowed, split at random.
+    """Train and test crops as the notebooks made them: anywhere, repetitions allowed, split at random.
 
-    Aligned with coarse blocks, which the notebooks did not have (``block_px`` 1). ConfigError where either part
-    would be empty.
+    Aligned with coarse blocks, which the notebooks did not have (``block_px`` 1). ConfigError where either
+    part would be empty.
     """
     _check_size(crop.size, valid.shape)
     rng = np.random.default_rng(seed)
@@ -171,8 +171,8 @@ def legacy_crops(
     if not 0 < test < len(plan):
         raise ConfigError(
             [
-                f"split.test_share: must leave crops for train and test, of {len(plan)} in all; cut more crops "
-                f"(found {split.test_share})"
+                f"split.test_share: must leave crops for train and test, of {len(plan)} in all; cut more "
+                f"crops (found {split.test_share})"
             ]
         )
     order = rng.permutation(len(plan))

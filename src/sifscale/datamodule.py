@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from sifscale.config import Normalisation
+from sifscale.config import ConfigError, Normalisation
 from sifscale.crops import CropPlan, Plans
 from sifscale.features import FeatureCube
 from sifscale.splits import TEST, TRAIN
@@ -23,7 +23,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Scaler:
-    """x -> (x - offset) / scale, a pair for each predictor channel and one for SIF (coarse and target alike)."""
+    """x -> (x - offset) / scale: a pair for each predictor channel, one for coarse and target SIF alike."""
 
     offset: tuple[float, ...]
     scale: tuple[float, ...]
@@ -32,17 +32,18 @@ class Scaler:
 
 
 def fit_scaler(features: FeatureCube, inside: NDArray[np.bool_], method: str) -> Scaler:
-    """Scaler from the pixels of ``inside`` (sample, y, x); codes, classes and constant channels stay as they are.
+    """Scaler from the pixels of ``inside`` (sample, y, x); codes and classes stay as they are.
 
-    zscore: mean and standard deviation; minmax: minimum and range; none: everything as it is.
+    zscore: mean and standard deviation; minmax: minimum and range; none: everything as it is. A channel that
+    is constant there is only shifted.
     """
     target = _offset_scale(np.asarray(features.target)[inside], method)
     pairs = []
     for i, channel in enumerate(features.channels):
-        values = (
-            np.asarray(features.predictors[:, i])[inside] if channel.scaled and method != "none" else None
-        )
-        pairs.append((0.0, 1.0) if values is None else _offset_scale(values, method))
+        if channel.scaled and method != "none":
+            pairs.append(_offset_scale(np.asarray(features.predictors[:, i])[inside], method))
+        else:
+            pairs.append((0.0, 1.0))
     return Scaler(tuple(o for o, _ in pairs), tuple(s for _, s in pairs), *target)
 
 
@@ -50,12 +51,14 @@ def _offset_scale(values: NDArray[np.float32], method: str) -> tuple[float, floa
     known = values[np.isfinite(values)].astype(np.float64)
     if method == "none" or not len(known):
         return 0.0, 1.0
+    if np.ptp(known) == 0:  # asked first: rounding makes the standard deviation of a constant positive
+        return float(known[0]), 1.0
     offset, scale = (known.mean(), known.std()) if method == "zscore" else (known.min(), np.ptp(known))
-    return float(offset), float(scale) if scale > 0 else 1.0
+    return float(offset), float(scale)
 
 
 def training_pixels(plans: Plans, features: FeatureCube, normalisation: Normalisation) -> NDArray[np.bool_]:
-    """Pixels (sample, y, x) that normalisation may look at: the train part, or everything if so configured."""
+    """Pixels (sample, y, x) that normalisation may look at: the train part, or all if so configured."""
     shape = features.coarse.shape
     if normalisation.fit == "everything":
         return np.ones(shape, dtype=bool)
@@ -74,14 +77,12 @@ class CropBatches(Dataset[Batch]):
     def __getitem__(self, numbers: list[int]) -> Batch:
         """predictors (B, C, H, W), coarse and target (B, 1, H, W) float32; valid, scored (B, 1, H, W) bool.
 
-        valid: target observed. scored: valid, in the core of the crop and, in a test crop, in the test part. Values
-        are physical, gaps NaN: the task normalises and fills them.
+        valid: target observed. scored: valid, in the core of the crop and, in a test crop, in the test part.
+        crop (B,): the numbers. Values are physical, gaps NaN: the task normalises and fills them.
         """
         size, features = self.plan.size, self.features
         rows = self.plan.table[numbers]
-        cut = [
-            (int(s), slice(int(y), int(y) + size), slice(int(x), int(x) + size)) for s, y, x in rows[:, :3]
-        ]
+        cut = [(s, slice(y, y + size), slice(x, x + size)) for s, y, x in rows[:, :3].tolist()]
         valid = np.stack([features.valid[at] for at in cut])
         scored = valid & self._cores(rows)
         if self.parts is not None:
@@ -100,16 +101,22 @@ class CropBatches(Dataset[Batch]):
         y, x = rows[:, 1, None] + at, rows[:, 2, None] + at
         in_y = (y >= rows[:, 3, None]) & (y < rows[:, 5, None])
         in_x = (x >= rows[:, 4, None]) & (x < rows[:, 6, None])
-        return np.asarray(in_y[:, :, None] & in_x[:, None, :])
+        return in_y[:, :, None] & in_x[:, None, :]
 
 
 class BatchOrder(Sampler[list[int]]):
-    """Lists of crop numbers; shuffled by (seed, epoch) alone, so that a resumed run goes on with the same batches.
+    """Lists of crop numbers; shuffled by (seed, epoch) alone, so that a resumed run has the same batches.
 
-    With several processes each takes every world-th crop, all equally many (Lightning calls ``set_epoch``).
+    With several processes each takes every world-th crop; shuffled, all take equally many, so that none waits
+    for another (up to world - 1 crops are left out, others each epoch). Lightning calls ``set_epoch``. seed
+    None: in order, each crop once.
     """
 
     def __init__(self, crops: int, batch_size: int, seed: int | None, rank: int = 0, world: int = 1) -> None:
+        if seed is not None and crops < world:
+            raise ConfigError(
+                [f"trainer.devices: must not exceed the number of training crops, {crops} (found {world})"]
+            )
         self.crops, self.batch_size, self.seed, self.rank, self.world = crops, batch_size, seed, rank, world
         self.epoch = 0
 
@@ -126,10 +133,10 @@ class BatchOrder(Sampler[list[int]]):
             yield mine[start : start + self.batch_size].tolist()
 
     def _mine(self) -> NDArray[np.intp]:
-        if self.seed is None:  # evaluation: in order, each crop once
+        if self.seed is None:
             return np.arange(self.rank, self.crops, self.world)
         order = np.random.default_rng((self.seed, self.epoch)).permutation(self.crops)
-        return order[self.rank :: self.world][: self.crops // self.world or None]
+        return order[self.rank :: self.world][: self.crops // self.world]
 
 
 class CropDataModule(pl.LightningDataModule):

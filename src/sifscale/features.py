@@ -1,8 +1,8 @@
 """Named predictors from a cube: lazy, and never a look at the target.
 
-A feature cube is what a feature set makes of a cube: predictors, coarse, target and valid on one grid, padded at
-the lower and right edge to a multiple of the coarse block. It is materialised once, under a name made from the
-hashes of what it depends on, and reused by every run of a sweep.
+A feature cube is what a feature set makes of a cube: predictors, coarse, target and valid on one grid, padded
+at the lower and right edge to a multiple of the coarse block. It is materialised once, under a name made from
+the hashes of what it depends on, and reused by every run of a sweep.
 """
 
 from __future__ import annotations
@@ -41,8 +41,9 @@ class Channel:
 class FeatureCube:
     """Predictors (sample, channel, y, x); coarse, target, valid (sample, y, x); NaN where nothing is known.
 
-    ``coarse`` is constant on blocks of ``block_px`` (1: a smooth field) and has no NaN. Arrays are lazy (Dask),
-    or NumPy or Zarr arrays once opened from a store. ``shape`` (y, x) is that of the cube, before padding.
+    ``coarse`` is constant on blocks of ``block_px`` (1: a smooth field) and has no NaN. Arrays are lazy
+    (Dask), or NumPy or Zarr arrays once opened from a store. ``shape`` (y, x) is that of the cube, before
+    padding.
     """
 
     channels: tuple[Channel, ...]
@@ -68,7 +69,7 @@ class FeatureCube:
 
 
 def build(cube: Cube, features: Features, coarse: Coarse, target: str) -> FeatureCube:
-    """Lazy feature cube; raises ConfigError where the cube lacks a band or a feature would read the target."""
+    """Lazy feature cube; raises ConfigError where the cube lacks a band or a feature reads the target."""
     native = cube.native
     _check_bands(cube, features, coarse, target)
     field = partial(_band, native, coarse=coarse, target=target)
@@ -246,10 +247,10 @@ def _pad(field: da.Array, factor: int, fill: Any = np.nan) -> da.Array:
 
 
 def correlations(features: FeatureCube, inside: NDArray[np.bool_]) -> tuple[list[str], NDArray[np.float64]]:
-    """Correlation matrix of coarse SIF and all scaled channels over ``inside`` (sample, y, x), the training part.
+    """Correlations of coarse SIF and all scaled channels over ``inside`` (sample, y, x), the train part.
 
-    Against coarse SIF, not the target: choosing bands must not look at what is to be predicted. Pixels where one
-    of a pair is missing do not count for this pair; NaN where a channel is constant or missing.
+    Against coarse SIF, not the target: choosing bands must not look at what is to be predicted. Pixels where
+    one of a pair is missing do not count for this pair; NaN where a channel is constant or missing.
     """
     index = [i for i, channel in enumerate(features.channels) if channel.scaled]
     inside = inside & np.asarray(features.valid)
@@ -262,7 +263,7 @@ def correlations(features: FeatureCube, inside: NDArray[np.bool_]) -> tuple[list
 def choose(
     select: Select, bands: tuple[str, ...], names: list[str], matrix: NDArray[np.float64]
 ) -> list[str]:
-    """Names of the bands to keep: coarse, then by falling |r| with coarse SIF; ConfigError when none is left."""
+    """Names of the bands to keep: coarse, then by falling |r| with coarse SIF; ConfigError if none is."""
     strength = {name: abs(matrix[0, i]) for i, name in enumerate(names) if name in bands and name != "coarse"}
     ranked = sorted((n for n in strength if np.isfinite(strength[n])), key=lambda name: -strength[name])
     least = select.min_correlation or 0
@@ -321,7 +322,7 @@ def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
 
 
 def open_features(path: Path, memory_limit_mb: int) -> FeatureCube:
-    """A materialised feature cube: in memory where it fits into the limit, else Zarr arrays read crop by crop."""
+    """A materialised feature cube: in memory where it fits the limit, else Zarr arrays read crop by crop."""
     group = zarr.open_group(path, mode="r")
     arrays: dict[str, Any] = {name: group[name] for name in ("predictors", "coarse", "target", "valid")}
     if sum(array.nbytes for array in arrays.values()) <= memory_limit_mb * 1e6:

@@ -1,6 +1,6 @@
-"""What the notebooks of the original study did and nobody should repeat: here so that its table can be had again.
+"""What the notebooks of the original study did and nobody should repeat; here to reproduce its table.
 
-The only room that lets a predictor see the target: protocol=legacy runs go through it, and the audit names it.
+The only room that lets a predictor see the target: protocol=legacy runs go through it, the audit names it.
 Source of the procedure: the U-Net notebook of the original repository (README of the raw data, 2024).
 """
 
@@ -28,9 +28,9 @@ LBP_NEIGHBOURS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), 
 def extend(features: FeatureCube, legacy: LegacyFeatures) -> FeatureCube:
     """Add the notebooks' channels and scaling to a lazy feature cube, as the options say.
 
-    lbp: codes of coarse SIF x 0.5. difference: target - coarse, which gives the target away. minmax_everything:
-    each channel but LBP to [0, 1] over the whole sample, test pixels included. zero_gaps: gaps become 0 in
-    predictors, coarse and target, and count as observed (padding beyond the field does not).
+    lbp: codes of coarse SIF x 0.5. difference: target - coarse, which gives the target away.
+    minmax_everything: each channel but LBP to [0, 1] over the whole sample, test pixels included. zero_gaps:
+    gaps become 0 in predictors, coarse and target, and count as observed (padding does not).
     """
     scale: LayerMap = partial(_map, minmax) if legacy.minmax_everything else _unchanged
     channels = list(features.channels)
@@ -63,7 +63,7 @@ def _in_field(features: FeatureCube) -> NDArray[np.bool_]:
 
 
 def minmax(field: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(x - min) / (max - min) of each (y, x) layer over all its pixels, 0 where it is constant; gaps stay NaN."""
+    """(x - min) / (max - min) of each (y, x) layer over all its pixels, 0 if constant; gaps stay NaN."""
     # fmin and fmax pass over NaN; unlike nanmin they are silent about a layer that has nothing else.
     low = np.fmin.reduce(field, axis=(-2, -1), keepdims=True)
     high = np.fmax.reduce(field, axis=(-2, -1), keepdims=True)
@@ -71,10 +71,10 @@ def minmax(field: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def notebook_lbp(field: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The notebooks' LBP, (..., y, x): a bit where a neighbour in the square is greater than the centre; times 0.5.
+    """The notebooks' LBP, (..., y, x): a bit where a neighbour in the square exceeds the centre; times 0.5.
 
-    Pixels are quantised to 0-255 by truncation; outside the field there is nothing greater, and gaps count as 0,
-    as the notebook's cast makes them.
+    Pixels are quantised to 0-255 by truncation; nothing outside the field is greater, and gaps count as 0, as
+    the notebook's cast makes them.
     """
     grey = np.nan_to_num(minmax(field) * 255).astype(np.uint8)
     around = np.pad(grey, [(0, 0)] * (grey.ndim - 2) + [(1, 1), (1, 1)])

@@ -48,8 +48,8 @@ class Sums:
     def finish(self) -> dict[str, float]:
         """R2, MAE, RMSE, bias, correlation (r) and n, pooled over everything added.
 
-        R2 and r are NaN where the target (for r: or the prediction) is constant. Raises ValueError when nothing
-        was added.
+        R2 and r are NaN where the target (for r: or the prediction) is constant. Raises ValueError when
+        nothing was added.
         """
         totals = self.values.flatten(1).sum(dim=1) if self.values.ndim > 1 else self.values
         n, y, yy, p, pp, yp, abs_error = totals.tolist()
@@ -72,8 +72,9 @@ class Sums:
     def r2_positions(self) -> float:
         """The notebooks' R2: one R2 a pixel position over all test crops, then the plain mean over positions.
 
-        Equals scikit-learn's ``r2_score(y, p)`` on arrays of shape (crops, H * W), its rule for a constant target
-        included: 1 where the prediction is exact, else 0. Positions valid in fewer than two crops are left out.
+        Equals scikit-learn's ``r2_score(y, p)`` on arrays of shape (crops, H * W), its rule for a constant
+        target included: 1 where the prediction is exact, else 0. Positions valid in fewer than two crops are
+        left out.
         """
         if self.values.ndim != 2:
             raise ValueError("R2 by position needs sums kept by position; add Sums.of(..., by_position=True)")
@@ -95,7 +96,7 @@ class Sums:
 
 
 def _spread(sums: Tensor) -> Tensor:
-    """Sum of squares about the mean from count, sum, sum of squares (3, ...); 0 where that is only rounding."""
+    """Sum of squares about the mean from count, sum, sum of squares (3, ...); 0 where it is mere rounding."""
     n, total, squares = sums
     spread = squares - total * total / n.clamp(min=1)
     return torch.where(spread > ROUNDING * squares, spread, 0)

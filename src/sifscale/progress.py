@@ -40,18 +40,24 @@ class EpochLog(pl.Callback):
         return {"values": {name: [list(pair) for pair in pairs] for name, pairs in self.values.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.values = {name: [(int(e), float(v)) for e, v in pairs] for name, pairs in state_dict["values"].items()}
+        self.values = {
+            name: [(int(e), float(v)) for e, v in pairs] for name, pairs in state_dict["values"].items()
+        }
 
 
 class EpochBar(pl.Callback):
     """One bar over all epochs with the latest scores; short epochs make Lightning's bar a flicker."""
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._bar = tqdm(total=trainer.max_epochs, initial=trainer.current_epoch, unit="epoch", desc="training")
+        self._bar = tqdm(
+            total=trainer.max_epochs, initial=trainer.current_epoch, unit="epoch", desc="training"
+        )
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         shown = ("train/loss", "val/rmse", "val/r2")
-        self._bar.set_postfix({n: f"{float(v):.4f}" for n, v in trainer.callback_metrics.items() if n in shown})
+        self._bar.set_postfix(
+            {n: f"{float(v):.4f}" for n, v in trainer.callback_metrics.items() if n in shown}
+        )
         self._bar.update()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

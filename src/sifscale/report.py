@@ -1,4 +1,4 @@
-"""Tables: what a run scored beside its references, and what the arms of a study scored beside published figures."""
+"""Tables: what a run scored beside its references, and what the arms of a study scored beside reference figures."""
 
 from __future__ import annotations
 
@@ -27,7 +27,13 @@ class Outcome:
 def run_table(scores: Mapping[str, Mapping[str, float]], units: str, title: str) -> Table:
     """R2, MAE, RMSE of the model and of each reference on the same test pixels."""
     table = Table(title=title)
-    for column, right in (("", False), ("R2", True), (f"MAE [{units}]", True), (f"RMSE [{units}]", True), ("pixels", True)):
+    for column, right in (
+        ("", False),
+        ("R2", True),
+        (f"MAE [{units}]", True),
+        (f"RMSE [{units}]", True),
+        ("pixels", True),
+    ):
         table.add_column(column, justify="right" if right else "left")
     for name, values in scores.items():
         cells = [f"{values[key]:.4f}" for key in ("r2", "mae", "rmse")]
@@ -36,7 +42,7 @@ def run_table(scores: Mapping[str, Mapping[str, float]], units: str, title: str)
 
 
 def study_rows(study: Study, outcomes: Sequence[Outcome]) -> list[dict[str, object]]:
-    """One row an arm, in order of appearance: scores pooled over folds (or averaged over runs) and published figures.
+    """One row an arm, in order of appearance: scores pooled over folds (or averaged over runs) and reference figures.
 
     Pooling adds the sums of all folds before finishing; ``pool: none`` averages the finished scores of repeated runs.
     """
@@ -55,21 +61,21 @@ def study_rows(study: Study, outcomes: Sequence[Outcome]) -> list[dict[str, obje
         row: dict[str, object] = {"arm": arm, "runs": len(runs)}
         row |= {key: scores[key] for key in ("r2", "mae", "rmse", "n")}
         row["r2_positions"] = mean(positions) if positions else None
-        row |= {f"published_{key}": value for key, value in study.reference.get(arm, {}).items()}
+        row |= {f"reference_{key}": value for key, value in study.reference.get(arm, {}).items()}
         row["findings"] = "; ".join(dict.fromkeys(f for run in runs for f in run.findings))
         rows.append(row)
     return rows
 
 
 def study_table(study: Study, rows: Sequence[Mapping[str, object]], units: str) -> Table:
-    """The study's table, ours beside the published figures."""
+    """The study's table, ours beside the reference figures."""
     table = Table(title=study.title)
     positions = any(row["r2_positions"] is not None for row in rows)
     columns = [("arm", "arm"), ("runs", "runs"), ("r2", "R2"), ("mae", "MAE"), ("rmse", f"RMSE [{units}]")]
     if positions:
         columns.insert(3, ("r2_positions", "R2 by position"))
-    published = ("r2", "r2_positions", "mae", "rmse")
-    columns += [(f"published_{k}", f"published {k}") for k in published if any(f"published_{k}" in row for row in rows)]
+    known = [(key, label) for key, label in columns[2:] if any(f"reference_{key}" in row for row in rows)]
+    columns += [(f"reference_{key}", f"reference {label}") for key, label in known]
     for key, label in columns:
         table.add_column(label, justify="left" if key == "arm" else "right")
     for row in rows:

@@ -45,7 +45,9 @@ def draw(
             actual, predicted, label=label, units=units, r2=metrics["test/r2"], rmse=metrics["test/rmse"]
         ),
         "maps": figures.maps(_rows(plans, features, predicted, actual, coarse), units=units),
-        "correlation_matrix": figures.correlation_matrix(*correlation, title="Correlation on the training part"),
+        "correlation_matrix": figures.correlation_matrix(
+            *correlation, title="Correlation on the training part"
+        ),
     }
     if history:
         pictures["curves"] = figures.curves(history, _best_epoch(history), units=units)
@@ -100,7 +102,9 @@ def _rows(
     for sample in np.unique(plans.test.table[:, 0])[:MAP_ROWS]:
         seen = np.argwhere(np.isfinite(fields[2][sample]))
         if len(seen):
-            box = tuple(slice(low, high + 1) for low, high in zip(seen.min(axis=0), seen.max(axis=0), strict=True))
+            box = tuple(
+                slice(low, high + 1) for low, high in zip(seen.min(axis=0), seen.max(axis=0), strict=True)
+            )
             title = f"{features.places[sample]} {np.datetime_as_string(features.times[sample], unit='D')}"
             rows.append(figures.MapRow(title, *(field[sample][box] for field in fields)))
     return rows
@@ -121,4 +125,6 @@ def _lbp(features: FeatureCube, index: list[int], label: str, units: str) -> Fig
     channels: dict[str, NDArray[Any]] = {
         features.names[i]: np.asarray(features.predictors[0, i]) for i in index[:LBP_PANELS]
     }
-    return figures.lbp_panel(np.asarray(features.coarse[0]), channels, source_label=f"coarse {label} [{units}]")
+    return figures.lbp_panel(
+        np.asarray(features.coarse[0]), channels, source_label=f"coarse {label} [{units}]"
+    )

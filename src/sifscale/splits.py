@@ -27,7 +27,7 @@ def block_ids(shape: tuple[int, int], block: tuple[int, int]) -> NDArray[np.int3
 
 
 def block_folds(ids: NDArray[np.int32], folds: int, assignment: str, seed: int) -> NDArray[np.int32]:
-    """Fold of each block, shape (blocks,): equal shares along a snake through the map, or scattered at random.
+    """Fold of each block, shape (blocks,): equal shares along a snake through the map, or at random.
 
     Every fold has a block; ConfigError where there are fewer blocks than folds.
     """

@@ -54,7 +54,9 @@ class SweepCallback(Callback):
         values = plain(config)
         if values["study"]:
             folder = Path(config.hydra.sweep.dir)
-            _show_study(Study.model_validate(values["study"]), tracking, self._parent, folder, values["window"])
+            _show_study(
+                Study.model_validate(values["study"]), tracking, self._parent, folder, values["window"]
+            )
 
 
 def _tracking(config: DictConfig) -> Tracking:
@@ -79,4 +81,6 @@ def _show_study(study: Study, tracking: Tracking, parent: str, folder: Path, win
     path.write_text(json.dumps({"study": study.model_dump(), "rows": rows}, indent=1))
     client(tracking).log_artifact(parent, str(path))
     notes = [f"{row['arm']}: audit: {row['findings']}" for row in rows if row["findings"]]
-    report.show(report.study_table(study, rows, window["units"].get(window["target"], "1")), *notes, f"table: {path}")
+    report.show(
+        report.study_table(study, rows, window["units"].get(window["target"], "1")), *notes, f"table: {path}"
+    )

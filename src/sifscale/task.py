@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,10 +15,14 @@ from sifscale.conservation import block_means, conserve_additive
 from sifscale.datamodule import Batch, Scaler
 from sifscale.metrics import Sums
 from sifscale.models import MODELS
-from sifscale.models.interpolation import upsample
+from sifscale.models.interpolation import Mode, upsample
 
-REFERENCES = ("nearest", "bilinear")  # scored beside every model, on the same pixels
-LOSSES = {"mse": F.mse_loss, "mae": F.l1_loss, "huber": F.huber_loss}
+REFERENCES: tuple[Mode, ...] = ("nearest", "bilinear")  # scored beside every model, on the same pixels
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "mse": F.mse_loss,
+    "mae": F.l1_loss,
+    "huber": F.huber_loss,
+}
 
 
 @dataclass(frozen=True)
@@ -69,11 +74,13 @@ class DownscalingTask(pl.LightningModule):
     offset: Tensor
     scale: Tensor
 
-    def __init__(self, spec: dict[str, Any], optimisation: dict[str, Any], keep_positions: bool = False) -> None:
+    def __init__(
+        self, spec: dict[str, Any], optimisation: dict[str, Any], keep_positions: bool = False
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        scaler = Scaler(**{key: tuple(v) if isinstance(v, list) else v for key, v in spec["scaler"].items()})
-        self.spec = TaskSpec(**(spec | {"scaler": scaler, "channels": tuple(spec["channels"])}))
+        scaler = Scaler(**spec["scaler"])
+        self.spec = TaskSpec(**(spec | {"scaler": scaler}))
         self.optimisation = Optimisation(**optimisation)
         self.keep_positions = keep_positions
         self.model = build_model(self.spec)
@@ -91,8 +98,8 @@ class DownscalingTask(pl.LightningModule):
 
         valid (B, 1, H, W) bool: pixels over which coarse was observed; needed where the run conserves.
         """
-        normal = self._normal(predictors, coarse)
-        prediction = self.model(*normal).float() * self.spec.scaler.target_scale + self.spec.scaler.target_offset
+        output: Tensor = self.model(*self._normal(predictors, coarse))
+        prediction = output.float() * self.spec.scaler.target_scale + self.spec.scaler.target_offset
         if self.spec.conservation == "additive" and valid is not None:
             prediction = conserve_additive(prediction, coarse, valid, self.spec.block_px)
         return prediction
@@ -103,7 +110,7 @@ class DownscalingTask(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss over scored pixels, in units of the target's scale."""
-        loss = self._loss(self(batch["predictors"], batch["coarse"], batch["valid"]), batch)
+        loss = self._loss(self.forward(batch["predictors"], batch["coarse"], batch["valid"]), batch)
         self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["crop"]))
         return loss
 
@@ -136,7 +143,9 @@ class DownscalingTask(pl.LightningModule):
             self._add(name, Sums.of(upsample(coarse, self.spec.block_px, name), target, scored))
         means, _ = block_means(prediction, batch["valid"], self.spec.block_px)
         _, counted = block_means(prediction, scored, self.spec.block_px)
-        self._add("coarse", Sums.of(means, coarse[..., :: self.spec.block_px, :: self.spec.block_px], counted > 0))
+        self._add(
+            "coarse", Sums.of(means, coarse[..., :: self.spec.block_px, :: self.spec.block_px], counted > 0)
+        )
 
     def test_sums(self) -> dict[str, Sums]:
         """Sums of the last test: model, each reference, and ``coarse`` (block means against the observation)."""
@@ -150,7 +159,10 @@ class DownscalingTask(pl.LightningModule):
         self._sums[name] = self._sums[name] + sums if name in self._sums else sums
 
     def _finish(self) -> dict[str, Sums]:
-        reduced = {n: Sums(self.trainer.strategy.reduce(s.values, reduce_op="sum").cpu()) for n, s in self._sums.items()}
+        reduced = {
+            n: Sums(self.trainer.strategy.reduce(s.values, reduce_op="sum").cpu())
+            for n, s in self._sums.items()
+        }
         self._sums = {}
         return reduced
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import time
@@ -18,6 +19,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME
 
 from sifscale.config import PROJECT_ROOT, Tracking
+
+# Our bars say what the user waits for; MLflow's would draw one for each small file.
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 PARENT_VARIABLE = "SIFSCALE_PARENT_RUN"  # tells the jobs of a sweep, in whatever process, their parent run
 PARAMETER_LIMIT = 6000  # MLflow refuses longer parameter values; ours are far below
@@ -53,14 +59,25 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         if isinstance(value, Mapping) and value:
             items |= flat(value, f"{prefix}{key}.")
         else:
-            items[f"{prefix}{key}"] = json.dumps(value) if isinstance(value, list | tuple | dict) else str(value)
+            items[f"{prefix}{key}"] = (
+                json.dumps(value) if isinstance(value, list | tuple | dict) else str(value)
+            )
     return items
 
 
 def git_commit() -> str:
     """Commit of the checkout, with ``+changes`` where files differ from it; ``unknown`` outside a checkout."""
     try:
-        call = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty=+changes"]
+        call = [
+            "git",
+            "-C",
+            str(PROJECT_ROOT),
+            "describe",
+            "--always",
+            "--abbrev=40",
+            "--exclude=*",
+            "--dirty=+changes",
+        ]
         return subprocess.run(call, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return "unknown"

@@ -7,13 +7,15 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+import yaml
 from hydra.core.hydra_config import HydraConfig
 
 from sifscale import features as feature_room
@@ -24,14 +26,17 @@ from sifscale.crops import Plans, make_plans
 from sifscale.cube import Cube
 from sifscale.datamodule import CropDataModule, fit_scaler, training_pixels
 from sifscale.features import FeatureCube
-from sifscale.metrics import Sums, skill
+from sifscale.metrics import skill
 from sifscale.models import parameter_count
 from sifscale.splits import make_split, padded
 from sifscale.task import REFERENCES, DownscalingTask, Optimisation, TaskSpec
-from sifscale.tracking import RunLog, git_commit, run_log
+from sifscale.tracking import RunLog, flat, git_commit, run_log
 from sifscale.windows import open_or_build
 
 log = logging.getLogger(__name__)
+logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(
+    logging.WARNING
+)  # hardware lists, advertising
 
 
 def train(run: RunConfig) -> dict[str, float]:
@@ -59,7 +64,9 @@ def train(run: RunConfig) -> dict[str, float]:
         )
         history = fit(run, task, data, folder, tracker)
         metrics = test(run, task, data, folder, tracker)
-        pictures = run_figures.draw(run, task, data, features, plans, history, correlation, metrics, folder / "figures")
+        pictures = run_figures.draw(
+            run, task, data, features, plans, history, correlation, metrics, folder / "figures"
+        )
         for picture in pictures:
             tracker.artifact(picture, "figures")
     _say_where(run, folder)
@@ -72,7 +79,9 @@ def prepare_features(run: RunConfig, cube: Cube) -> FeatureCube:
     if run.features.legacy:
         lazy = legacy.extend(lazy, run.features.legacy)
     chosen = run.features.model_copy(update={"name": "", "select": None})  # neither changes what is stored
-    path = feature_room.materialise(lazy, Path(run.paths.data), cube.hash, chosen, run.coarse, run.window.target)
+    path = feature_room.materialise(
+        lazy, Path(run.paths.data), cube.hash, chosen, run.coarse, run.window.target
+    )
     return feature_room.open_features(path, run.trainer.memory_limit_mb)
 
 
@@ -111,7 +120,9 @@ def scaler_saw(run: RunConfig, features: FeatureCube, plans: Plans) -> np.ndarra
 def judge(run: RunConfig, findings: list[Finding]) -> None:
     """Findings are fatal under ``honest`` and printed under ``legacy``."""
     if findings and run.protocol == "honest":
-        raise ConfigError([f"audit: {finding}; protocol=honest does not train on this" for finding in findings])
+        raise ConfigError(
+            [f"audit: {finding}; protocol=honest does not train on this" for finding in findings]
+        )
     for finding in findings:
         log.warning("audit: %s", finding)
 
@@ -153,7 +164,9 @@ def log_choices(
 
 def make_task(run: RunConfig, features: FeatureCube, plans: Plans) -> DownscalingTask:
     """Model, scaler and optimiser options in one Lightning module."""
-    scaler = fit_scaler(features, training_pixels(plans, features, run.normalisation), run.normalisation.method)
+    scaler = fit_scaler(
+        features, training_pixels(plans, features, run.normalisation), run.normalisation.method
+    )
     spec = TaskSpec(
         model=run.model.model_dump(),
         channels=tuple(features.names),
@@ -168,7 +181,9 @@ def make_task(run: RunConfig, features: FeatureCube, plans: Plans) -> Downscalin
     options = run.trainer.model_dump(
         include={"loss", "optimiser", "learning_rate", "weight_decay", "schedule", "epochs"}
     )
-    return DownscalingTask.create(spec, Optimisation(**options, seed=run.seed), keep_positions=run.protocol == "legacy")
+    return DownscalingTask.create(
+        spec, Optimisation(**options, seed=run.seed), keep_positions=run.protocol == "legacy"
+    )
 
 
 def fit(
@@ -178,10 +193,19 @@ def fit(
     history = progress.EpochLog(tracker, folder / "history.json")
     if not parameter_count(task.model):
         return {}
-    log.info("training %s: %s parameters, %d crops", run.label, f"{parameter_count(task.model):,}", len(data.plans.train))
+    log.info("run folder: %s (if stopped, go on with resume=%s)", folder, folder)
+    log.info(
+        "training %s: %s parameters, %d crops",
+        run.label,
+        f"{parameter_count(task.model):,}",
+        len(data.plans.train),
+    )
     monitored = data.plans.validation is not None
     keep = pl.callbacks.ModelCheckpoint(
-        folder / "checkpoints", filename="best", monitor="val/rmse" if monitored else None, save_last=True,
+        folder / "checkpoints",
+        filename="best",
+        monitor="val/rmse" if monitored else None,
+        save_last=True,
         enable_version_counter=False,
     )
     callbacks: list[pl.Callback] = [history, keep]
@@ -191,9 +215,11 @@ def fit(
         callbacks.append(progress.EpochBar())
     last = folder / "checkpoints" / "last.ckpt"
     started = time.perf_counter()
-    trainer = _trainer(run, callbacks, folder)
+    trainer = _trainer(run, callbacks, folder, validate=monitored)
     with _known_warnings():
-        trainer.fit(task, data, ckpt_path=str(last) if run.resume and last.exists() else None, weights_only=True)
+        trainer.fit(
+            task, data, ckpt_path=str(last) if run.resume and last.exists() else None, weights_only=True
+        )
     seconds = time.perf_counter() - started
     samples = len(data.plans.train) * (trainer.current_epoch - history.first_epoch)
     tracker.metrics({"perf/samples_per_s": samples / seconds, "perf/train_s": seconds})
@@ -210,7 +236,7 @@ def test(
 ) -> dict[str, float]:
     """Scores on the test part, beside nearest and bilinear; the table is printed, sums are kept for pooling."""
     with _known_warnings():
-        _trainer(run, [], folder).test(task, data, verbose=False)
+        _trainer(run, [], folder, validate=False).test(task, data, verbose=False)
     sums = task.test_sums()
     scores = {run.label: sums["model"].finish()} | {name: sums[name].finish() for name in REFERENCES}
     model = scores[run.label]
@@ -227,11 +253,13 @@ def test(
     _write_json(folder / "test_sums.json", {name: part.to_dict() for name, part in sums.items()})
     tracker.artifact(folder / "metrics.json")
     tracker.artifact(folder / "test_sums.json")
-    report.show(report.run_table(scores, task.spec.units, f"{run.label} on {run.window.name} ({run.protocol})"))
+    report.show(
+        report.run_table(scores, task.spec.units, f"{run.label} on {run.window.name} ({run.protocol})")
+    )
     return metrics
 
 
-def _trainer(run: RunConfig, callbacks: list[pl.Callback], folder: Path) -> pl.Trainer:
+def _trainer(run: RunConfig, callbacks: list[pl.Callback], folder: Path, *, validate: bool) -> pl.Trainer:
     options = run.trainer
     return pl.Trainer(
         accelerator=options.accelerator,
@@ -246,28 +274,48 @@ def _trainer(run: RunConfig, callbacks: list[pl.Callback], folder: Path) -> pl.T
         enable_model_summary=False,
         enable_checkpointing=bool(callbacks),
         num_sanity_val_steps=0,
+        limit_val_batches=1.0 if validate else 0,
         use_distributed_sampler=False,  # our batch order knows rank and world
         deterministic=True,
     )
 
 
-class _known_warnings(warnings.catch_warnings):
-    """Lightning's advice that does not apply: batches are gathered whole, loader workers would only cost."""
-
-    def __enter__(self) -> Any:
-        entered = super().__enter__()
+@contextmanager
+def _known_warnings() -> Iterator[None]:
+    """Without advice that does not apply: batches are gathered whole, so loader workers would only cost."""
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*logging interval.*")
-        return entered
+        # Lightning 2.6 with torch 2.13: its own use of a name that torch is renaming
+        warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+        yield
 
 
 def _run_folder(run: RunConfig) -> Path:
     """The folder of this run: Hydra's, or the one that is resumed."""
     folder = Path(run.resume) if run.resume else Path(HydraConfig.get().runtime.output_dir)
-    if run.resume and not (folder / "run_id").exists():
-        raise ConfigError([f"resume: must be the folder of a run that had started, with its run_id file (found '{run.resume}')"])
+    if run.resume:
+        _check_resumable(run, folder)
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _check_resumable(run: RunConfig, folder: Path) -> None:
+    """A run goes on only as what it was: the same configuration, key by key."""
+    if not (folder / "run_id").exists() or not (folder / "config.yaml").exists():
+        raise ConfigError([f"resume: must be the folder of a run that had started (found '{run.resume}')"])
+    was, now = (
+        flat(values)
+        for values in (yaml.safe_load((folder / "config.yaml").read_text()), run.model_dump(mode="json"))
+    )
+    free = ("resume", "trainer.progress", "trainer.threads")
+    changed = [key for key in now | was if key not in free and was.get(key) != now.get(key)]
+    if changed:
+        raise ConfigError(
+            [
+                f"{key}: must be as in the run that is resumed, {was.get(key)} (found {now.get(key)})"
+                for key in changed
+            ]
+        )
 
 
 def _resumed_run_id(folder: Path) -> str:

@@ -83,7 +83,9 @@ def _simulate(window: OsseWindow) -> tuple[xr.Dataset, xr.Dataset, Grid]:
         crs=window.crs,
         place=window.place,
     )
-    fine["land_cover"] = fine["land_cover"].expand_dims(sample=fine.sizes["sample"]).transpose("sample", "y", "x")
+    fine["land_cover"] = (
+        fine["land_cover"].expand_dims(sample=fine.sizes["sample"]).transpose("sample", "y", "x")
+    )
     pixel = window.pixel_m
     grid = Grid(window.crs, window.west_m, window.north_m, pixel, pixel, window.height_px, window.width_px)
     return native, fine, grid
@@ -92,7 +94,9 @@ def _simulate(window: OsseWindow) -> tuple[xr.Dataset, xr.Dataset, Grid]:
 def _read_tables(window: TableWindow, paths: Paths) -> tuple[xr.Dataset, Grid, dict[str, str]]:
     raw = Path(paths.raw)
     files = [
-        table.TableFile(raw / file.path, file.start, file.end, raw / file.coarse_path if file.coarse_path else None)
+        table.TableFile(
+            raw / file.path, file.start, file.end, raw / file.coarse_path if file.coarse_path else None
+        )
         for file in window.files
     ]
     return table.read_tables(
