@@ -58,7 +58,7 @@ def as_split(values: dict[str, Any]) -> BlocksSplit:
 
 @st.composite
 def studies(draw: st.DrawFn) -> dict[str, Any]:
-    """A field, a split and crops, mostly such that crops fit: blocks of several crops, a guard below a crop."""
+    """A field, a split and crops, mostly such that crops fit."""
     factor = draw(st.integers(1, 4))
     size = factor * draw(st.integers(1, 3))
     block = tuple(draw(st.integers(size, 3 * size + 5)) for _ in range(2))

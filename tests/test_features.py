@@ -188,6 +188,9 @@ def test_bands_are_the_cubes_own_and_padded_with_nothing() -> None:
     for beyond in (np.s_[:, 13:], np.s_[:, :, 17:]):
         assert np.isnan(evi[beyond]).all() and np.isnan(target[beyond]).all() and not valid[beyond].any()
     assert all(array.dtype == np.float32 for array in (cube.predictors, cube.coarse, cube.target))
+    # One chunk a sample, padding included: what comes next looks at whole layers.
+    assert cube.coarse.chunks == cube.target.chunks == cube.valid.chunks == ((1, 1), (15,), (18,))
+    assert cube.predictors.chunks[2:] == ((15,), (18,))
     assert cube.places == ("minnesota",) * 2 and str(cube.times[1])[:10] == "2019-06-10"
 
 

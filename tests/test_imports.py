@@ -37,6 +37,7 @@ ROOMS = (
     "figures",
     "run_figures",
     "report",
+    "fitting",
     "sweep",
     "training",
 )

@@ -177,7 +177,7 @@ def maps(rows: Sequence[MapRow], *, units: str) -> Figure:
         axes.set_xlabel("x (cells)")
     bar = partial(figure.colorbar, location="bottom", extend="both", pad=0.02)
     bar(image, ax=grid[:, :3], label=f"SIF ({_typeset(units)})", aspect=60, extendfrac=0.015)
-    bar(error_image, ax=grid[:, 3], label=f"error ({_typeset(units)})", aspect=20, extendfrac=0.045)
+    bar(error_image, ax=grid[:, 3], label=f"error\n({_typeset(units)})", aspect=20, extendfrac=0.045)
     return figure
 
 

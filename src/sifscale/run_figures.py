@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sifscale import figures
 from sifscale.config import RunConfig
 from sifscale.crops import Plans
-from sifscale.datamodule import CropDataModule
+from sifscale.datamodule import BatchOrder, CropBatches, CropDataModule
 from sifscale.features import FeatureCube
 from sifscale.splits import PART_NAMES
 from sifscale.task import DownscalingTask
@@ -73,7 +73,9 @@ def scored_crops(task: DownscalingTask, data: CropDataModule) -> tuple[Field, Fi
     device, dtype = next((p.device for p in task.buffers()), torch.device("cpu")), torch.float32
     parts: list[list[Field]] = [[], [], []]
     with torch.no_grad():
-        for batch in data.test_dataloader():
+        test = CropBatches(data.features, data.plans.test, data.plans.parts)
+        for numbers in BatchOrder(len(test), data.batch_size, None):  # all of them, in whichever process
+            batch = test[numbers]
             inputs = (batch[name].to(device) for name in ("predictors", "coarse", "valid"))
             prediction = task(*inputs).to("cpu", dtype)
             for found, field in zip(parts, (prediction, batch["target"], batch["coarse"]), strict=True):

@@ -18,7 +18,7 @@ from sifscale.models import MODELS
 from sifscale.models.interpolation import Mode, upsample
 
 REFERENCES: tuple[Mode, ...] = ("nearest", "bilinear")  # scored beside every model, on the same pixels
-LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "mse": F.mse_loss,
     "mae": F.l1_loss,
     "huber": F.huber_loss,
@@ -111,12 +111,15 @@ class DownscalingTask(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss over scored pixels, in units of the target's scale."""
         loss = self._loss(self.forward(batch["predictors"], batch["coarse"], batch["valid"]), batch)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, batch_size=len(batch["crop"]))
+        self.log("train/loss", loss, on_epoch=True, on_step=False, batch_size=len(batch["crop"]), sync_dist=True)
         return loss
 
     def _loss(self, prediction: Tensor, batch: Batch) -> Tensor:
         scored, scale = batch["scored"], self.spec.scaler.target_scale
-        return LOSSES[self.optimisation.loss](prediction[scored] / scale, batch["target"][scored] / scale)
+        total = LOSSES[self.optimisation.loss](
+            prediction[scored] / scale, batch["target"][scored] / scale, reduction="sum"
+        )
+        return total / scored.sum().clamp(min=1)  # a batch without a scored pixel teaches nothing, and is no NaN
 
     def on_train_epoch_start(self) -> None:
         """Random numbers of an epoch depend on (seed, epoch) only: a resumed run draws the same as an unbroken one."""

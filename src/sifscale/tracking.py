@@ -17,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME
+from pytorch_lightning.utilities import rank_zero_only
 
 from sifscale.config import PROJECT_ROOT, Tracking
 
@@ -83,42 +84,63 @@ def git_commit() -> str:
         return "unknown"
 
 
-class RunLog:
-    """One MLflow run being written. Metrics go in batches: each call costs tens of milliseconds."""
+def process_rank() -> int:
+    """Number of this process in a distributed run (trainer=ddp), 0 for the main one, which alone writes results."""
+    return int(getattr(rank_zero_only, "rank", 0))
 
-    def __init__(self, mlflow: MlflowClient, run: Run) -> None:
-        self.mlflow, self.run_id, self.experiment_id = mlflow, run.info.run_id, run.info.experiment_id
+
+def is_main_process() -> bool:
+    """Whether this process writes results."""
+    return process_rank() == 0
+
+
+class RunLog:
+    """One MLflow run being written. Metrics go in batches: each call costs tens of milliseconds.
+
+    Without a client (further processes of a distributed run) everything is accepted and nothing written.
+    """
+
+    def __init__(self, mlflow: MlflowClient | None, run_id: str) -> None:
+        self.mlflow, self.run_id = mlflow, run_id
 
     def parameters(self, config: Mapping[str, Any]) -> None:
         """The whole configuration, flattened; a value logged before (a resumed run) is left as it is."""
-        known = self.mlflow.get_run(self.run_id).data.params
+        known = self.mlflow.get_run(self.run_id).data.params if self.mlflow else {}
         items = [Param(k, v[:PARAMETER_LIMIT]) for k, v in flat(config).items() if k not in known]
         for start in range(0, len(items), 100):  # MLflow takes 100 a call
-            self.mlflow.log_batch(self.run_id, params=items[start : start + 100])
+            self._send(params=items[start : start + 100])
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Metrics of one epoch, or of the end; NaN (an undefined score) is left out."""
         now = int(time.time() * 1000)
         batch = [Metric(name, float(value), now, step) for name, value in values.items() if value == value]
-        self.mlflow.log_batch(self.run_id, metrics=batch)
+        self._send(metrics=batch)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Tags, shown in the run list."""
-        self.mlflow.log_batch(self.run_id, tags=[RunTag(name, value) for name, value in values.items()])
+        self._send(tags=[RunTag(name, value) for name, value in values.items()])
 
     def artifact(self, path: Path, folder: str | None = None) -> None:
         """A file of the run."""
-        self.mlflow.log_artifact(self.run_id, str(path), folder)
+        if self.mlflow:
+            self.mlflow.log_artifact(self.run_id, str(path), folder)
 
     def yaml(self, config: Mapping[str, Any], path: Path) -> None:
         """The resolved configuration as YAML, kept in the run folder and as an artifact."""
         path.write_text(yaml.safe_dump(dict(config), sort_keys=False))
         self.artifact(path)
 
+    def _send(self, **entries: Sequence[Any]) -> None:
+        if self.mlflow:
+            self.mlflow.log_batch(self.run_id, **entries)
+
 
 @contextmanager
 def run_log(tracking: Tracking, name: str, resume: str | None, command: Sequence[str]) -> Iterator[RunLog]:
     """Start (or go on with) an MLflow run; it ends FINISHED, or FAILED when an error leaves the block."""
+    if not is_main_process():
+        yield RunLog(None, "")
+        return
     mlflow = client(tracking)
     tags = {MLFLOW_SOURCE_NAME: "train.py", MLFLOW_RUN_NOTE: f"`{' '.join(command)}`"}
     if parent := os.environ.get(PARENT_VARIABLE):
@@ -129,7 +151,7 @@ def run_log(tracking: Tracking, name: str, resume: str | None, command: Sequence
     else:
         run = mlflow.create_run(experiment_id(mlflow, tracking), run_name=name, tags=tags)
     try:
-        yield RunLog(mlflow, run)
+        yield RunLog(mlflow, run.info.run_id)
     except BaseException:
         mlflow.set_terminated(run.info.run_id, status="FAILED")
         raise
