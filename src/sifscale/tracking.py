@@ -130,9 +130,11 @@ class RunLog:
         path.write_text(yaml.safe_dump(dict(config), sort_keys=False))
         self.artifact(path)
 
-    def _send(self, **entries: Sequence[Any]) -> None:
+    def _send(
+        self, metrics: Sequence[Metric] = (), params: Sequence[Param] = (), tags: Sequence[RunTag] = ()
+    ) -> None:
         if self.mlflow:
-            self.mlflow.log_batch(self.run_id, **entries)
+            self.mlflow.log_batch(self.run_id, metrics, params, tags)
 
 
 @contextmanager
