@@ -135,8 +135,7 @@ class DownscalingTask(pl.LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Pooled val/r2, val/mae, val/rmse."""
         scores = self._finish()["model"].finish()
-        # already the same in all processes
-        self.log_dict({f"val/{name}": scores[name] for name in ("r2", "mae", "rmse")}, rank_zero_only=False)
+        self.log_dict({f"val/{name}": scores[name] for name in ("r2", "mae", "rmse")}, sync_dist=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Add up scores of the model, of the references and of coarse consistency."""
