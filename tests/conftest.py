@@ -10,10 +10,34 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 import datetime
+import runpy
+import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from sifscale.config import RunConfig
+
+ROOT = Path(__file__).parents[1]
+# The default run made as small as its rules allow: 16 blocks of 3 x 3 coarse cells, three folds.
+TINY = (
+    "window.height_px=48",
+    "window.width_px=48",
+    "window.periods=2",
+    "split.block=[12,12]",
+    "split.folds=3",
+    "crop.size=8",
+    "crop.number=8",
+    "features=base",
+    "trainer.epochs=2",
+    "trainer.batch_size=4",
+    "trainer.progress=false",
+    "trainer.threads=1",
+)
 
 # The first example of a test may compile a numba kernel or import torch, so that no deadline holds.
 settings.register_profile("sifscale", deadline=None, max_examples=30)
@@ -53,3 +77,52 @@ def tiny_cube_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     attrs = {"window": "tiny", "target": "sif", "input_files": "{}"}
     write_cube(path, native, grid, fine, grid.refine(factor), attrs)
     return path
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A folder with its own cubes, runs and MLflow database, and the project's entry point run in it."""
+
+    folder: Path
+
+    @property
+    def tracking_uri(self) -> str:
+        return f"sqlite:///{self.folder / 'mlflow.db'}"
+
+    def overrides(self, *words: str) -> list[str]:
+        """A tiny run in this folder as words of a command line; ``words`` win."""
+        return [
+            *TINY,
+            f"paths.data={self.folder / 'data'}",
+            f"paths.raw={self.folder / 'raw'}",
+            f"paths.output={self.folder / 'outputs'}",
+            f"tracking.uri={self.tracking_uri}",
+            f"tracking.artifacts={self.folder / 'artifacts'}",
+            *words,
+        ]
+
+    def train(self, folder: Path, *words: str) -> Path:
+        """``python train.py`` in this process with ``folder`` as run folder, which is returned."""
+        self.main(*self.overrides(f"hydra.run.dir={folder}", *words))
+        return folder
+
+    def main(self, *words: str) -> None:
+        """``python train.py`` in this process; a refusal leaves it as SystemExit."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["train.py", *words])
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+
+    def config(self, *words: str) -> RunConfig:
+        """The typed configuration of the same command line, without running anything."""
+        from hydra import compose, initialize_config_dir
+
+        from sifscale.config import RunConfig, load
+
+        with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+            return load(compose("train", self.overrides(*words)), RunConfig)
+
+
+@pytest.fixture(scope="session")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+    """One for all tests: creating MLflow's tables costs seconds. Tests tell their runs apart by experiment or id."""
+    return Workplace(tmp_path_factory.mktemp("work"))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytorch_lightning as pl
 import torch
 import yaml
@@ -48,6 +49,7 @@ def train(run: RunConfig) -> dict[str, float]:
     with run_log(run.tracking, run.label, resume=resumed, command=sys.argv) as tracker:
         (folder / "run_id").write_text(tracker.run_id)
         log_choices(run, tracker, folder, cube, features, plans, findings)
+        log_correlation(tracker, folder, *correlation)
         judge(run, findings)
         task = make_task(run, features, plans)
         data = CropDataModule(
@@ -152,6 +154,12 @@ def log_choices(
             **({"study": run.study.name} if run.study else {}),
         }
     )
+
+
+def log_correlation(tracker: RunLog, folder: Path, names: list[str], matrix: np.ndarray[Any, Any]) -> None:
+    """Correlation of coarse SIF and all bands on the training part, as a table beside the figure."""
+    pd.DataFrame(matrix, index=names, columns=names).to_csv(folder / "correlation.csv", float_format="%.4f")
+    tracker.artifact(folder / "correlation.csv")
 
 
 def make_task(run: RunConfig, features: FeatureCube, plans: Plans) -> DownscalingTask:

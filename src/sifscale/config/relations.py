@@ -1,0 +1,85 @@
+"""Rules between sections: what each of them allows alone, but not together."""
+
+from __future__ import annotations
+
+from sifscale.config.sections import (
+    BlocksSplit,
+    CNNDenseConfig,
+    OsseWindow,
+    RunConfig,
+    SlidingCrop,
+    TableWindow,
+    UNetConfig,
+)
+
+LBP_DIRECTIONAL = (
+    "default",
+    "nri_uniform",
+)  # codes that name directions: they change when a picture is turned
+
+
+def relation_faults(run: RunConfig) -> list[str]:
+    """Rules between groups, each broken one as a line ``key: rule (found value)``."""
+    return [*_crop_faults(run), *_feature_faults(run)]
+
+
+def _crop_faults(run: RunConfig) -> list[str]:
+    faults = []
+    size, model = run.crop.size, run.model
+    if isinstance(model, UNetConfig) and not model.any_size and size % 2 ** len(model.widths):
+        faults.append(
+            f"crop.size: must be a multiple of 2**depth = {2 ** len(model.widths)} for model.widths of "
+            f"{len(model.widths)} levels (found {size})"
+        )
+    if isinstance(model, CNNDenseConfig) and size % 8:
+        faults.append(f"crop.size: must be a multiple of 8 for model.name=cnn_dense (found {size})")
+    if size % run.coarse.block_px:
+        faults.append(
+            f"crop.size: must be a multiple of coarse.factor = {run.coarse.factor}, so that no coarse cell is cut "
+            f"(found {size})"
+        )
+    if isinstance(run.crop, SlidingCrop) and run.crop.stride % run.coarse.block_px:
+        factor, stride = run.coarse.factor, run.crop.stride
+        faults.append(f"crop.stride: must be a multiple of coarse.factor = {factor} (found {stride})")
+    if isinstance(run.split, BlocksSplit) and size > min(run.split.block):
+        faults.append(
+            f"crop.size: must not exceed the block, split.block = {list(run.split.block)} (found {size})"
+        )
+    if isinstance(run.window, OsseWindow) and size > min(run.window.height_px, run.window.width_px):
+        faults.append(
+            f"crop.size: must not exceed the sample of {run.window.height_px} x {run.window.width_px} px (found {size})"
+        )
+    if run.crop.augment and any(lbp.method in LBP_DIRECTIONAL for lbp in run.features.lbp):
+        faults.append(
+            "crop.augment: must be false where features.lbp has a method that names directions (default, nri_uniform), "
+            "since turning a picture would turn its codes (found True)"
+        )
+    return faults
+
+
+def _feature_faults(run: RunConfig) -> list[str]:
+    faults = []
+    window, features = run.window, run.features
+    native = (*window.bands, *(("nirv",) if {"ndvi", "nir"} <= set(window.bands) else ()))
+    known = ("coarse", *native, *(f"coarse_{band}" for band in native))
+    asked = [(f"features.bands[{i}]", band) for i, band in enumerate(features.bands)]
+    asked += [(f"features.lbp[{i}].source", lbp.source) for i, lbp in enumerate(features.lbp)]
+    if features.local_stats:
+        asked += [(f"features.local_stats.bands[{i}]", b) for i, b in enumerate(features.local_stats.bands)]
+    for key, band in asked:
+        if band == window.target:
+            faults.append(f"{key}: must not be the target of the window; use 'coarse' (found '{band}')")
+        elif band not in known:
+            faults.append(
+                f"{key}: must be coarse, {', '.join(native)} or coarse_ before one of these (found '{band}')"
+            )
+    if run.coarse.method == "given" and not (isinstance(window, TableWindow) and window.has_given_coarse):
+        faults.append(
+            "coarse.method: window has no given coarse field; use block_mean or moving_mean (found 'given')"
+        )
+    if run.coarse.method == "moving_mean" and run.coarse.factor % 2 == 0:
+        faults.append(f"coarse.factor: must be odd for coarse.method=moving_mean (found {run.coarse.factor})")
+    if features.select and (features.select.top is None) == (features.select.min_correlation is None):
+        found = features.select.model_dump()
+        faults.append(f"features.select: must give either top or min_correlation (found {found})")
+    return faults
