@@ -91,8 +91,10 @@ class Workplace:
 
     def overrides(self, *words: str) -> list[str]:
         """A tiny run in this folder as words of a command line; ``words`` win."""
+        # an option of a group brings its own keys, so that the tiny blocks do not fit the legacy split
+        tiny = [word for word in TINY if "split=legacy" not in words or not word.startswith("split.")]
         return [
-            *TINY,
+            *tiny,
             f"paths.data={self.folder / 'data'}",
             f"paths.raw={self.folder / 'raw'}",
             f"paths.output={self.folder / 'outputs'}",

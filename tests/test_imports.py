@@ -20,6 +20,7 @@ ROOMS = (
     "footprints",
     "cube",
     "windows",
+    "lbp_kernels",
     "lbp",
     "features",
     "splits",

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from skimage.feature import local_binary_pattern
 
 from sifscale import lbp
+from sifscale.config.sections import LBP_ENCODINGS
 
 CIRCLES = [(8, 1.0), (16, 2.0), (24, 3.0)]
 ODD_CIRCLES = [(1, 1.0), (2, 0.3), (3, 1.5), (4, 1e-7), (5, 2.2), (12, 1.1), (31, 1.1), (31, 4.7)]
@@ -262,5 +263,11 @@ def test_bad_fields() -> None:
 
 
 def test_import_does_not_compile() -> None:
-    code = "from sifscale import lbp; assert not lbp._fill_rows.signatures"
+    code = "from sifscale import lbp, lbp_kernels; assert not lbp_kernels.fill_rows.signatures"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_configuration_offers_what_the_code_can_do() -> None:
+    # the configuration may not import numba, so it states the pairs a second time
+    pairs = {(method, encoding) for encoding, methods in lbp.ENCODING_METHODS.items() for method in methods}
+    assert {(method, encoding) for method, all_ in LBP_ENCODINGS.items() for encoding in all_} == pairs
