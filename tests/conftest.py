@@ -89,19 +89,22 @@ class Workplace:
     def tracking_uri(self) -> str:
         return f"sqlite:///{self.folder / 'mlflow.db'}"
 
-    def overrides(self, *words: str) -> list[str]:
-        """A tiny run in this folder as words of a command line; ``words`` win."""
-        # an option of a group brings its own keys, so that the tiny blocks do not fit the legacy split
-        tiny = [word for word in TINY if "split=legacy" not in words or not word.startswith("split.")]
+    @property
+    def places(self) -> list[str]:
+        """Words of a command line: everything is read from and written to this folder."""
         return [
-            *tiny,
             f"paths.data={self.folder / 'data'}",
             f"paths.raw={self.folder / 'raw'}",
             f"paths.output={self.folder / 'outputs'}",
             f"tracking.uri={self.tracking_uri}",
             f"tracking.artifacts={self.folder / 'artifacts'}",
-            *words,
         ]
+
+    def overrides(self, *words: str) -> list[str]:
+        """A tiny run in this folder as words of a command line; ``words`` win."""
+        # the keys of the tiny blocks and field do not fit other splits and windows
+        foreign = [group for group in ("split", "window") if any(word.startswith(f"{group}=") for word in words)]
+        return [*(word for word in TINY if word.split(".")[0] not in foreign), *self.places, *words]
 
     def train(self, folder: Path, *words: str) -> Path:
         """``python train.py`` in this process with ``folder`` as run folder, which is returned."""
@@ -128,3 +131,35 @@ class Workplace:
 def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
     """One for all tests: creating MLflow's tables costs seconds. Tests tell their runs apart by experiment or id."""
     return Workplace(tmp_path_factory.mktemp("work"))
+
+
+def write_tables(folder: Path) -> Path:
+    """Small tables below ``folder`` in the layout and under the names of the original study's; returns ``folder``.
+
+    24 x 24 cells, two composites with some gaps; the "7x14km" tables hold the 3 x 3 moving mean.
+    """
+    import numpy as np
+    import pandas as pd
+    from scipy import ndimage
+
+    rng = np.random.default_rng(3)
+    bands = "NDVI EVI R_REFL NIR_REFL B_REFL MIR_REFL VZA SZA RAA PXL_REL VIQ COMP".split()
+    x, y = np.meshgrid(-100 + 0.046 * np.arange(24), 49 - 0.063 * np.arange(24))
+    (folder / "sif_modis_minnesota_2019").mkdir(parents=True)
+    for days in ("25_MAY_09_JUNE", "10_JUNE_25_JUNE"):
+        smooth = ndimage.gaussian_filter(rng.normal(size=(24, 24)), 2) * 3
+        frame = pd.DataFrame({"longitude": x.ravel(), "latitude": y.ravel()})
+        for band in bands:
+            frame[f"{band}_mean"] = (3000 + 800 * (smooth + rng.normal(size=smooth.shape) / 3)).ravel()
+        sif = 0.6 + 0.3 * smooth + rng.normal(scale=0.1, size=smooth.shape)
+        for name, field in (("3.5x7km", sif), ("7x14km", ndimage.uniform_filter(sif, 3))):
+            frame["sif_mean_743"] = frame["sif_mean_735"] = field.ravel()
+            path = folder / "sif_modis_minnesota_2019" / f"SIF_MODIS_Integrated_{name}_{days}.csv"
+            frame.drop(index=[30, 31, 200]).to_csv(path, index=False)
+    return folder
+
+
+@pytest.fixture
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of raw tables that may be changed."""
+    return write_tables(tmp_path_factory.mktemp("raw"))

@@ -70,9 +70,7 @@ def test_the_same_seed_gives_the_same_scores(workplace: Workplace, tmp_path: Pat
     assert scores(workplace.train(tmp_path / "other", "seed=1")) != scores(first)
 
 
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(
-    workplace: Workplace, unbroken: Path, tmp_path: Path
-) -> None:
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(workplace: Workplace, unbroken: Path, tmp_path: Path) -> None:
     folder = tmp_path / "killed"
     call = [sys.executable, "train.py", *workplace.overrides(f"hydra.run.dir={folder}", *LONG)]
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT / "src")}

@@ -62,7 +62,8 @@ def fit(
         )
     seconds = time.perf_counter() - started
     samples = len(data.plans.train) * (trainer.current_epoch - history.first_epoch)
-    tracker.metrics({"perf/samples_per_s": samples / seconds, "perf/train_s": seconds})
+    if samples:  # none where a finished run is resumed
+        tracker.metrics({"perf/samples_per_s": samples / seconds, "perf/train_s": seconds})
     best = Path(keep.best_model_path or last)
     state = torch.load(best, weights_only=True, map_location="cpu")
     task.load_state_dict(state["state_dict"])

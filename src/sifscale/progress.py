@@ -43,6 +43,7 @@ class EpochLog(pl.Callback):
         self.values = {
             name: [(int(e), float(v)) for e, v in pairs] for name, pairs in state_dict["values"].items()
         }
+        self.first_epoch = len(self.values["train/loss"])  # a finished run that is resumed never starts an epoch
 
 
 class EpochBar(pl.Callback):

@@ -1,0 +1,77 @@
+"""Each shipped study as a tiny sweep: one parent run, its children, the table beside the reference figures."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import yaml
+from mlflow import MlflowClient
+
+from sifscale import run_figures
+from sifscale.config import PROJECT_ROOT
+
+if TYPE_CHECKING:
+    from conftest import Workplace
+
+SMALL = ("trainer.epochs=1", "trainer.threads=1", "trainer.progress=false")
+STUDIES = {  # words that make a study tiny, and its number of jobs
+    "paper_table3": (("crop.size=8", "crop.number=10"), 5),
+    # one network and one baseline of seven arms, three folds of five
+    "honest_minnesota": (
+        (
+            "+experiment/honest_minnesota=bicubic_conservation,sifnet",
+            "split.fold=0,1,2",
+            "split.folds=3",
+            "split.block=[8,8]",
+            "split.guard_px=1",
+            "crop.size=3",
+            "crop.number=4",
+        ),
+        6,
+    ),
+}
+
+
+def test_every_study_is_tried() -> None:
+    assert set(STUDIES) == {path.stem for path in (PROJECT_ROOT / "experiments").glob("*.yaml")}
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_study(
+    workplace: Workplace, tables: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(run_figures, "draw", lambda *args: [])  # half of a tiny run's time; test_training draws
+    words, jobs = STUDIES[name]
+    sweep = tmp_path / "sweep"
+    workplace.main(
+        "-m", f"experiment={name}", *workplace.places, f"paths.raw={tables}", f"paths.data={tmp_path / 'data'}",
+        f"tracking.experiment={name}", f"hydra.sweep.dir={sweep}", *SMALL, *words,
+    )  # fmt: skip
+    client = MlflowClient(tracking_uri=workplace.tracking_uri)
+    experiment = client.get_experiment_by_name(name)
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert all(run.info.status == "FINISHED" for run in runs)
+    (parent,) = (run for run in runs if run.data.tags.get("sweep") == "parent")
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == jobs == len(runs) - 1
+    assert {run.data.tags["study"] for run in children} == {name}
+
+    study = yaml.safe_load((PROJECT_ROOT / "experiments" / f"{name}.yaml").read_text())["study"]
+    table = json.loads((sweep / f"{name}.json").read_text())
+    assert table["study"] == study
+    assert [file.path for file in client.list_artifacts(parent.info.run_id)] == [f"{name}.json"]
+    rows = {row["arm"]: row for row in table["rows"]}
+    assert len(rows) == len({run.data.tags["arm"] for run in children})
+    assert sum(row["runs"] for row in rows.values()) == jobs
+    assert set(study["reference"]) & set(rows)
+    for arm in set(study["reference"]) & set(rows):
+        assert {key: rows[arm][f"reference_{key}"] for key in study["reference"][arm]} == study["reference"][arm]
+    legacy = name == "paper_table3"
+    assert all((row["r2_positions"] is not None) == bool(row["findings"]) == legacy for row in rows.values())
+    if legacy:
+        assert "target_derived_predictor" in rows["U-Net + LBP + difference"]["findings"]
+        assert "target_derived_predictor" not in rows["U-Net + LBP"]["findings"]

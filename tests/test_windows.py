@@ -1,0 +1,65 @@
+"""A window's cube is built again when its configuration or a raw file changes, and only then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from sifscale import windows
+from sifscale.windows import cube_path, open_or_build
+
+if TYPE_CHECKING:
+    from conftest import Workplace
+
+
+def stamp(path: Path) -> int:
+    """Changes when the cube is written anew: it is renamed into place as a whole."""
+    return path.stat().st_ino
+
+
+def test_a_simulated_cube_is_built_once(workplace: Workplace, tmp_path: Path) -> None:
+    run = workplace.config(f"paths.data={tmp_path}", "window.periods=1")
+    first = open_or_build(run)
+    before = stamp(cube_path(run))
+    assert open_or_build(run).hash == first.hash and stamp(cube_path(run)) == before
+    other = workplace.config(f"paths.data={tmp_path}", "window.periods=1", "window.seed=1")
+    assert open_or_build(other).hash != first.hash and stamp(cube_path(run)) != before
+    # what does not change the window does not build it again
+    before = stamp(cube_path(run))
+    open_or_build(workplace.config(f"paths.data={tmp_path}", "window.periods=1", "window.seed=1", "seed=9"))
+    assert stamp(cube_path(run)) == before
+
+
+def test_a_changed_raw_file_builds_the_cube_again(workplace: Workplace, tables: Path, tmp_path: Path) -> None:
+    run = workplace.config(
+        "window=minnesota_2019",
+        "split=time",
+        "crop.size=6",
+        "model=bilinear",
+        f"paths.data={tmp_path}",
+        f"paths.raw={tables}",
+    )
+    first = open_or_build(run)
+    before = stamp(cube_path(run))
+    assert open_or_build(run).hash == first.hash and stamp(cube_path(run)) == before
+    table = next(tables.rglob("*3.5x7km_25_MAY*.csv"))
+    table.write_text(table.read_text().replace(",0.5", ",0.6"))
+    assert open_or_build(run).hash != first.hash and stamp(cube_path(run)) != before
+    before = stamp(cube_path(run))
+    table.unlink()  # a cube from elsewhere, without its raw files
+    open_or_build(run)
+    assert stamp(cube_path(run)) == before
+
+
+def test_a_failed_build_leaves_no_cube(workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = workplace.config(f"paths.data={tmp_path}", "window.periods=1")
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("xarray.DataTree.to_zarr", fail)
+    with pytest.raises(OSError, match="no space"):
+        windows.build_cube(run)
+    assert not list(tmp_path.iterdir())
