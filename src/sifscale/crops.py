@@ -133,7 +133,8 @@ def covering_crops(part: Mask, valid: Mask, size: int, block_px: int) -> CropPla
     blocks.
     """
     _check_size(size, part.shape)
-    halo = size // 4 // block_px * block_px
+    # A quarter of the crop, and the two coarse cells that bicubic interpolation reaches, as far as the size allows.
+    halo = min(max(size // 4, 2 * block_px), (size - block_px) // 2) // block_px * block_px
     core = size - 2 * halo
     rows, columns = part.shape[1:]
     found = []
