@@ -166,6 +166,16 @@ class CropDataModule(pl.LightningDataModule):
         order = BatchOrder(len(plan), self.batch_size, seed, rank, world)
         return DataLoader(CropBatches(self.features, plan, parts), sampler=order, batch_size=None)
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Random numbers of a training batch (turns, dropout) depend on (seed, epoch, batch) only.
+
+        A resumed run thus draws the same as an unbroken one; a seed an epoch would not do, since Lightning leaves out
+        ``on_train_epoch_start`` of the first epoch after a checkpoint, and loaders draw too.
+        """
+        if self.trainer is not None and self.trainer.training:
+            torch.manual_seed(hash((self.seed, self.trainer.current_epoch, int(batch["crop"][0]))) % 2**31)
+        return batch
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Turn a training batch, on the device it is on; all fields of a crop alike."""
         if self._turn is None or self.trainer is None or not self.trainer.training:

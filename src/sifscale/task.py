@@ -54,7 +54,6 @@ class Optimisation:
     weight_decay: float
     schedule: str
     epochs: int
-    seed: int
 
 
 def build_model(spec: TaskSpec) -> nn.Module:
@@ -120,17 +119,6 @@ class DownscalingTask(pl.LightningModule):
             prediction[scored] / scale, batch["target"][scored] / scale, reduction="sum"
         )
         return total / scored.sum().clamp(min=1)  # a batch without a scored pixel teaches nothing, and is no NaN
-
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Random numbers of a training batch (turns, dropout) depend on (seed, epoch, batch) only.
-
-        A resumed run thus draws the same as an unbroken one; a seed an epoch would not do, since Lightning leaves out
-        ``on_train_epoch_start`` of the first epoch after a checkpoint, and loaders draw too.
-        """
-        if self.trainer.training:
-            key = (self.optimisation.seed, self.current_epoch, int(batch["crop"][0]))
-            torch.manual_seed(hash(key) % 2**31)
-        return batch
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add up scores; the epoch's end finishes them."""

@@ -182,7 +182,7 @@ def make_task(run: RunConfig, features: FeatureCube, plans: Plans) -> Downscalin
         include={"loss", "optimiser", "learning_rate", "weight_decay", "schedule", "epochs"}
     )
     return DownscalingTask.create(
-        spec, Optimisation(**options, seed=run.seed), keep_positions=run.protocol == "legacy"
+        spec, Optimisation(**options), keep_positions=run.protocol == "legacy"
     )
 
 
