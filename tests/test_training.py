@@ -91,6 +91,20 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(workplace: Workplace, u
     assert len(experiment) == 2, "the unbroken run and the resumed one"
 
 
+def test_two_processes_train_one_run(workplace: Workplace, unbroken: Path, tmp_path: Path) -> None:
+    ddp = ["trainer=ddp", "trainer.accelerator=cpu", "tracking.experiment=ddp"]
+    words = workplace.overrides(f"hydra.run.dir={tmp_path}", *LONG[:3], *ddp)
+    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT / "src")}
+    subprocess.run(
+        [sys.executable, "train.py", *words], cwd=PROJECT_ROOT, env=environment, check=True, capture_output=True, timeout=240
+    )
+    # references learn nothing, so that sums from two processes must give the scores of one
+    same = [name for name in metrics(unbroken) if "nearest" in name or "bilinear_" in name]
+    assert same and {n: metrics(tmp_path)[n] for n in same} == pytest.approx({n: metrics(unbroken)[n] for n in same})
+    client, run = logged(workplace, tmp_path)
+    assert run.info.status == "FINISHED" and len(client.search_runs([run.info.experiment_id])) == 1
+
+
 def test_resuming_a_finished_run_changes_nothing(workplace: Workplace, unbroken: Path, tmp_path: Path) -> None:
     before, was = metrics(unbroken), logged(workplace, unbroken)[1].data.metrics
     workplace.train(tmp_path, *LONG, f"resume={unbroken}")
