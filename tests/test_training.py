@@ -95,9 +95,8 @@ def test_two_processes_train_one_run(workplace: Workplace, unbroken: Path, tmp_p
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "tracking.experiment=ddp"]
     words = workplace.overrides(f"hydra.run.dir={tmp_path}", *LONG[:3], *ddp)
     environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT / "src")}
-    subprocess.run(
-        [sys.executable, "train.py", *words], cwd=PROJECT_ROOT, env=environment, check=True, capture_output=True, timeout=240
-    )
+    call = [sys.executable, "train.py", *words]
+    subprocess.run(call, cwd=PROJECT_ROOT, env=environment, check=True, capture_output=True, timeout=240)
     # references learn nothing, so that sums from two processes must give the scores of one
     same = [name for name in metrics(unbroken) if "nearest" in name or "bilinear_" in name]
     assert same and {n: metrics(tmp_path)[n] for n in same} == pytest.approx({n: metrics(unbroken)[n] for n in same})

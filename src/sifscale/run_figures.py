@@ -59,7 +59,7 @@ def draw(
                 plans.parts[sample, :rows, :columns], names=PART_NAMES, title=f"Split of {run.window.name}"
             )
     if patterns := [i for i, name in enumerate(features.names) if "lbp" in name.lower()]:
-        pictures["lbp"] = _lbp(features, patterns, label, units)
+        pictures["lbp"] = _lbp(run, features, patterns)
     paths = []
     for name, figure in pictures.items():
         paths.append(folder / f"{name}.png")
@@ -123,10 +123,15 @@ def _distinct(parts: NDArray[np.int8]) -> list[int]:
     return changes[:MAP_ROWS]
 
 
-def _lbp(features: FeatureCube, index: list[int], label: str, units: str) -> Figure:
+def _lbp(run: RunConfig, features: FeatureCube, index: list[int]) -> Figure:
+    """The first sample of the field that patterns were taken from, beside the first of their channels."""
     channels: dict[str, NDArray[Any]] = {
         features.names[i]: np.asarray(features.predictors[0, i]) for i in index[:LBP_PANELS]
     }
-    return figures.lbp_panel(
-        np.asarray(features.coarse[0]), channels, source_label=f"coarse {label} [{units}]"
-    )
+    source = run.features.lbp[0].source if run.features.lbp else "coarse"
+    if source in features.names and source != "coarse":
+        field, units = np.asarray(features.predictors[0, features.names.index(source)]), "1"
+    else:
+        field, units = np.asarray(features.coarse[0]), run.window.units.get(run.window.target, "1")
+        source = f"coarse {run.window.target.upper()}"
+    return figures.lbp_panel(field, channels, source_label=f"{source}\n({units})")
