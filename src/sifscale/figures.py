@@ -177,7 +177,9 @@ def maps(rows: Sequence[MapRow], *, units: str) -> Figure:
         axes.set_xlabel("x (cells)")
     bar = partial(figure.colorbar, location="bottom", extend="both", pad=0.02)
     bar(image, ax=grid[:, :3], label=f"SIF ({_typeset(units)})", aspect=60, extendfrac=0.015)
-    bar(error_image, ax=grid[:, 3], label=f"error\n({_typeset(units)})", aspect=20, extendfrac=0.045)
+    tick = float(f"{0.9 * limit:.1g}")  # three short labels: the bar is as narrow as its column
+    error_bar = bar(error_image, ax=grid[:, 3], label=f"error\n({_typeset(units)})", aspect=20, extendfrac=0.045)
+    error_bar.set_ticks([-tick, 0, tick], labels=[f"−{tick:g}", "0", f"{tick:g}"])
     return figure
 
 
