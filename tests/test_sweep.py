@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 SMALL = ("trainer.epochs=1", "trainer.threads=1", "trainer.progress=false")
 STUDIES = {  # words that make a study tiny, and its number of jobs
-    "paper_table3": (("crop.size=8", "crop.number=10"), 5),
+    "paper_table3": (("crop.size=8", "crop.number=10"), 6),
     # one network and one baseline of seven arms, three folds of five
     "honest_minnesota": (
         (
