@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 SIF_UNITS = "mW m-2 sr-1 nm-1"
 LOG_SCALE_RANGE = 20.0  # a loss that falls by more than this cannot be read on a linear axis
+MAPS_LEAST_WIDTH = 7.0  # inches: what the labels need where fields are tall and narrow
 MAX_LBP_CHANNELS = 11  # with the source, a page of 3 x 4
 MISSING = "0.85"
 # Okabe & Ito (2008), told apart with every common form of colour blindness.
@@ -161,7 +162,7 @@ def maps(rows: Sequence[MapRow], *, units: str) -> Figure:
     limit = float(np.abs(_limits("prediction - target", errors)).max())
     error_scale = Normalize(-limit, limit)
     widths, heights = zip(*(_panel_size(row.target.shape, 2.6, 2.2) for row in rows), strict=True)
-    size = (4 * max(widths) + 1.0, sum(heights) + 0.2 * len(rows) + 1.2)
+    size = (max(4 * max(widths) + 1.0, MAPS_LEAST_WIDTH), sum(heights) + 0.2 * len(rows) + 1.2)
     figure = Figure(figsize=size, layout="compressed")
     grid = figure.subplots(len(rows), 4, squeeze=False, height_ratios=heights)
     for axes_row, row, error in zip(grid, rows, errors, strict=True):
@@ -171,7 +172,7 @@ def maps(rows: Sequence[MapRow], *, units: str) -> Figure:
         axes_row[0].set_ylabel("\n".join([*textwrap.wrap(row.title, 24), "y (cells)"]))
         for axes in axes_row[1:]:
             axes.tick_params(labelleft=False)
-    for axes, heading in zip(grid[0], ("coarse", "prediction", "target", "prediction − target"), strict=True):
+    for axes, heading in zip(grid[0], ("coarse", "prediction", "target", "error"), strict=True):
         axes.set_title(heading, fontsize="medium")
     for axes in grid[-1]:
         axes.set_xlabel("x (cells)")

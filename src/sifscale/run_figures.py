@@ -87,7 +87,7 @@ def scored_crops(task: DownscalingTask, data: CropDataModule) -> tuple[Field, Fi
 def _rows(
     plans: Plans, features: FeatureCube, predicted: Field, actual: Field, coarse: Field
 ) -> list[figures.MapRow]:
-    """Honest: the test part of the first samples; legacy: the first test crops."""
+    """Honest: the test part of samples spread over the season; legacy: the first test crops."""
     if plans.parts is None:
         return [
             figures.MapRow(f"test crop {i}", coarse[i], predicted[i], actual[i])
@@ -101,7 +101,9 @@ def _rows(
         for field, crops in zip(fields, (coarse, predicted, actual), strict=True):
             field[at] = np.where(np.isfinite(crops[crop]), crops[crop], field[at])
     rows = []
-    for sample in np.unique(plans.test.table[:, 0])[:MAP_ROWS]:
+    samples = np.unique(plans.test.table[:, 0])
+    spread = np.unique(np.linspace(0, len(samples) - 1, MAP_ROWS).round().astype(int))  # first, middle, last
+    for sample in samples[spread]:
         seen = np.argwhere(np.isfinite(fields[2][sample]))
         if len(seen):
             box = tuple(
@@ -130,7 +132,7 @@ def _lbp(run: RunConfig, features: FeatureCube, index: list[int]) -> Figure:
     }
     source = run.features.lbp[0].source if run.features.lbp else "coarse"
     if source in features.names and source != "coarse":
-        field, units = np.asarray(features.predictors[0, features.names.index(source)]), "1"
+        field, units = np.asarray(features.predictors[0, features.names.index(source)]), "dimensionless"
     else:
         field, units = np.asarray(features.coarse[0]), run.window.units.get(run.window.target, "1")
         source = f"coarse {run.window.target.upper()}"
