@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.feature import local_binary_pattern
 
+from sifscale import feature_store
 from sifscale import features as room
 from sifscale.config import Coarse, ConfigError, Features, Select
 from sifscale.crops import CropPlan
@@ -354,12 +355,12 @@ def test_select_keeps_channels_in_the_order_asked_for() -> None:
 
 def test_a_store_is_written_once_and_read_alike_from_memory_and_disk(tmp_path: Path) -> None:
     lazy = room.build(make_cube(random_bands()), EVERY_OPTION, BLOCKS, "sif")
-    path = room.materialise(lazy, tmp_path, "cube", EVERY_OPTION, BLOCKS)
+    path = feature_store.materialise(lazy, tmp_path, "cube", EVERY_OPTION, BLOCKS)
     written = {file: file.stat().st_mtime_ns for file in path.rglob("*")}
-    assert room.materialise(lazy, tmp_path, "cube", EVERY_OPTION, BLOCKS) == path
+    assert feature_store.materialise(lazy, tmp_path, "cube", EVERY_OPTION, BLOCKS) == path
     assert {file: file.stat().st_mtime_ns for file in path.rglob("*")} == written
-    assert room.materialise(lazy, tmp_path, "other cube", EVERY_OPTION, BLOCKS) != path
-    memory, disk = room.open_features(path, 100), room.open_features(path, 0)
+    assert feature_store.materialise(lazy, tmp_path, "other cube", EVERY_OPTION, BLOCKS) != path
+    memory, disk = feature_store.open_features(path, 100), feature_store.open_features(path, 0)
     assert isinstance(memory.predictors, np.ndarray) and not isinstance(disk.predictors, np.ndarray)
     for opened in (memory, disk):
         for name in ("predictors", "coarse", "target", "valid"):
@@ -378,7 +379,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     bands["sif"][1] = np.nan
     lazy = room.build(make_cube(bands), make_features(), BLOCKS, "sif")
     with pytest.raises(ValueError, match="no finite pixel"):
-        room.materialise(lazy, tmp_path, "key")
+        feature_store.materialise(lazy, tmp_path, "key")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -387,7 +388,8 @@ import sys
 from pathlib import Path
 import dask.array as da
 import numpy as np
-from sifscale.features import Channel, FeatureCube, materialise
+from sifscale.feature_store import materialise
+from sifscale.features import Channel, FeatureCube
 
 field = da.asarray(np.arange(2 * 90 * 90, dtype=np.float32).reshape(2, 90, 90)).rechunk((1, 90, 90))
 days = np.array(["2019-05-25"] * 2, "datetime64[ns]")
@@ -412,16 +414,16 @@ def test_two_processes_make_one_store(tmp_path: Path) -> None:
     (store,) = tmp_path.iterdir()
     assert told == [str(store)] * 2 and [job.returncode for job in jobs] == [0, 0]
     expected = np.arange(2 * 90 * 90, dtype=np.float32).reshape(2, 90, 90)
-    np.testing.assert_array_equal(room.open_features(store, 100).coarse, expected)
+    np.testing.assert_array_equal(feature_store.open_features(store, 100).coarse, expected)
 
 
 def test_a_second_writer_takes_what_the_first_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lazy = room.build(make_cube(random_bands()), make_features(), BLOCKS, "sif")
-    path = room.materialise(lazy, tmp_path, "key")
+    path = feature_store.materialise(lazy, tmp_path, "key")
     content = (path / "zarr.json").read_bytes()
     # As if the first had finished between this writer's look and its rename.
     looks = iter([False])
     real = Path.exists
     monkeypatch.setattr(Path, "exists", lambda self: next(looks, True) if self == path else real(self))
-    assert room.materialise(lazy, tmp_path, "key") == path
+    assert feature_store.materialise(lazy, tmp_path, "key") == path
     assert list(tmp_path.iterdir()) == [path] and (path / "zarr.json").read_bytes() == content

@@ -23,6 +23,7 @@ ROOMS = (
     "lbp_kernels",
     "lbp",
     "features",
+    "feature_store",
     "splits",
     "crops",
     "datamodule",

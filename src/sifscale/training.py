@@ -14,8 +14,8 @@ import torch
 import yaml
 from hydra.core.hydra_config import HydraConfig
 
+from sifscale import feature_store, legacy, report, run_figures
 from sifscale import features as feature_room
-from sifscale import legacy, report, run_figures
 from sifscale.audit import Finding, audit, guard_distance_px
 from sifscale.config import ConfigError, LegacySplit, RunConfig
 from sifscale.crops import Plans, make_plans
@@ -73,10 +73,10 @@ def prepare_features(run: RunConfig, cube: Cube) -> FeatureCube:
     if run.features.legacy:
         lazy = legacy.extend(lazy, run.features.legacy)
     chosen = run.features.model_copy(update={"name": "", "select": None})  # neither changes what is stored
-    path = feature_room.materialise(
+    path = feature_store.materialise(
         lazy, Path(run.paths.data), cube.hash, chosen, run.coarse, run.window.target
     )
-    return feature_room.open_features(path, run.trainer.memory_limit_mb)
+    return feature_store.open_features(path, run.trainer.memory_limit_mb)
 
 
 def prepare_plans(run: RunConfig, features: FeatureCube) -> Plans:

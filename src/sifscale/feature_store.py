@@ -1,0 +1,82 @@
+"""Feature cubes on disk: materialised once, under a name made from the hashes of what they depend on.
+
+Every run of a sweep with the same cube and feature options reads the same store.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import zarr
+
+from sifscale.config import digest
+from sifscale.features import Channel, FeatureCube
+
+FEATURES_VERSION = 1  # raise when the same config makes other numbers: old feature cubes are then left alone
+
+
+def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
+    """Write the feature cube once below ``folder`` under a name made from ``key``; returns its path.
+
+    Concurrent jobs may write the same one: each writes its own temporary folder, the first rename wins.
+    """
+    path = folder / f"features_{digest(FEATURES_VERSION, *key)}.zarr"
+    if path.exists():
+        return path
+    chunks = (
+        1,
+        len(features.channels),
+        min(256, features.coarse.shape[1]),
+        min(256, features.coarse.shape[2]),
+    )
+    flat = (chunks[0], *chunks[2:])
+    dims = ("sample", "y", "x")
+    dataset = xr.Dataset(
+        {
+            "predictors": (("sample", "channel", "y", "x"), features.predictors.rechunk(chunks)),
+            "coarse": (dims, features.coarse.rechunk(flat)),
+            "target": (dims, features.target.rechunk(flat)),
+            "valid": (dims, features.valid.rechunk(flat)),
+        },
+        attrs={
+            "channels": features.names,
+            "scaled": [int(channel.scaled) for channel in features.channels],
+            "block_px": features.block_px,
+            "shape": list(features.shape),
+            "places": list(features.places),
+            "times": [str(time) for time in features.times],
+        },
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{path.name}.{uuid.uuid4().hex}.partial"
+    try:
+        dataset.to_zarr(temporary, mode="w-", zarr_format=3, consolidated=False)
+        temporary.rename(path)
+    except OSError:
+        if not path.exists():  # else another job was first
+            raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return path
+
+
+def open_features(path: Path, memory_limit_mb: int) -> FeatureCube:
+    """A materialised feature cube: in memory where it fits the limit, else Zarr arrays read crop by crop."""
+    group = zarr.open_group(path, mode="r")
+    arrays: dict[str, Any] = {name: group[name] for name in ("predictors", "coarse", "target", "valid")}
+    if sum(array.nbytes for array in arrays.values()) <= memory_limit_mb * 1e6:
+        arrays = {name: array[:] for name, array in arrays.items()}
+    attrs: dict[str, Any] = dict(group.attrs)
+    return FeatureCube(
+        channels=tuple(Channel(n, bool(s)) for n, s in zip(attrs["channels"], attrs["scaled"], strict=True)),
+        block_px=int(attrs["block_px"]),
+        shape=(int(attrs["shape"][0]), int(attrs["shape"][1])),
+        places=tuple(attrs["places"]),
+        times=np.array(attrs["times"], dtype="datetime64[ns]"),
+        **arrays,
+    )
