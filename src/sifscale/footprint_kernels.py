@@ -1,0 +1,328 @@
+"""Overlap of quadrilaterals with the cells of a grid, compiled: the inner loops behind `footprints`.
+
+Coordinates are in cells: u from the west border to the east, v from the north border to the south. A window (first
+row, end row, first column, end column) holds the cells that the bounding box of a footprint meets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ParamSpec, TypeAlias, TypeVar, cast
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float64]
+Integers: TypeAlias = NDArray[np.int64]
+Four: TypeAlias = tuple[float, float, float, float]
+# Corners (n, 8): u0..u3, v0..v3 in order around the footprint; area (n,) in cells, 0 if it is a line or a point;
+# windows (n, 4), all 0 where the footprint does not meet the grid.
+Quads: TypeAlias = tuple[Floats, Floats, Integers]
+
+EXACT, CENTRE, SUBPIXEL = range(3)
+MAX_CELLS = 10_000_000
+
+# Corners this near a cell border lie on it: rounding of coordinates must not make slivers of overlap.
+_SNAP_CELLS = 1e-9
+# A footprint this thin, as area over squared extent, is a line or a point.
+_LINE = 1e-9
+# Prefix sums leave this much, per column and row of the window, in cells that the footprint does not meet.
+_ROUNDING = 1e-15
+
+_Args = ParamSpec("_Args")
+_Result = TypeVar("_Result")
+
+
+def _compiled(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
+    """Compile on first call; the GIL is released for threads from Python. No fastmath: results must not vary."""
+    return cast("Callable[_Args, _Result]", njit(cache=True, nogil=True, error_model="numpy")(function))
+
+
+@_compiled
+def _range(a: Four) -> tuple[float, float]:
+    return min(a[0], a[1], a[2], a[3]), max(a[0], a[1], a[2], a[3])
+
+
+@_compiled
+def _four(table: Floats, i: int, first: int) -> Four:
+    """Four numbers of a row as a tuple: compiled, it stays in registers, which a view of the row would not."""
+    return table[i, first], table[i, first + 1], table[i, first + 2], table[i, first + 3]
+
+
+@_compiled
+def _turn(u: Four, v: Four, a: int, b: int, c: int) -> float:
+    """Twice the signed area of a triangle of three corners."""
+    return (u[b] - u[a]) * (v[c] - v[a]) - (u[c] - u[a]) * (v[b] - v[a])
+
+
+@_compiled
+def _opposite(a: float, b: float) -> bool:
+    return a < 0 < b or b < 0 < a
+
+
+@_compiled
+def _in_order(u: Four, v: Four) -> tuple[Four, Four, float]:
+    """The corners in an order in which their area, in cells, is not negative; and that area."""
+    t0, t1, t2, t3 = _turn(u, v, 0, 1, 2), _turn(u, v, 1, 2, 3), _turn(u, v, 2, 3, 0), _turn(u, v, 3, 0, 1)
+    # Where two edges cross, they are the diagonals of a convex quadrilateral: the order by angle about the mean.
+    if _opposite(t0, t3) and _opposite(t1, t2):
+        u, v = (u[0], u[2], u[1], u[3]), (v[0], v[2], v[1], v[3])
+    elif _opposite(t0, t1) and _opposite(t2, t3):
+        u, v = (u[0], u[1], u[3], u[2]), (v[0], v[1], v[3], v[2])
+    area = 0.5 * ((u[2] - u[0]) * (v[3] - v[1]) - (u[3] - u[1]) * (v[2] - v[0]))
+    if area < 0:
+        u, v = (u[0], u[3], u[2], u[1]), (v[0], v[3], v[2], v[1])
+    return u, v, abs(area)
+
+
+@_compiled
+def _in_cells(position: Four, origin: float, step: float) -> Four:
+    a, b = (position[0] - origin) / step, (position[1] - origin) / step
+    c, d = (position[2] - origin) / step, (position[3] - origin) / step
+    return _snapped(a), _snapped(b), _snapped(c), _snapped(d)
+
+
+@_compiled
+def _snapped(position: float) -> float:
+    nearest: float = np.rint(position)
+    return nearest if abs(position - nearest) < _SNAP_CELLS else position
+
+
+@_compiled
+def first_faulty(x: Floats, y: Floats, origin: Four, shape: tuple[int, int]) -> int:
+    """Index of the first footprint that is not finite, or meets the grid and spans more than MAX_CELLS; or -1."""
+    west, north, dx, dy = origin
+    for i in range(len(x)):
+        a, b = _four(x, i, 0), _four(y, i, 0)
+        if not np.isfinite(a[0] + a[1] + a[2] + a[3] + b[0] + b[1] + b[2] + b[3]):
+            return i
+        x_min, x_max = _range(a)
+        y_min, y_max = _range(b)
+        # A cell of margin: what meets the grid after rounding must not escape this check.
+        beside = x_max < west - dx or x_min > west + (shape[1] + 1) * dx
+        beside = beside or y_min > north + dy or y_max < north - (shape[0] + 1) * dy
+        if not beside and ((x_max - x_min) / dx + 1) * ((y_max - y_min) / dy + 1) > MAX_CELLS:
+            return i
+    return -1
+
+
+@_compiled
+def prepare(x: Floats, y: Floats, origin: Four, shape: tuple[int, int], quads: Quads) -> None:
+    """Fill `quads` from corners x, y (n, 4) of footprints that are not too large; origin: west, north, dx, dy."""
+    west, north, dx, dy = origin
+    height, width = shape
+    corners, areas, windows = quads
+    for i in range(len(x)):
+        u, v = _in_cells(_four(x, i, 0), west, dx), _in_cells(_four(y, i, 0), north, -dy)
+        u_min, u_max = _range(u)
+        v_min, v_max = _range(v)
+        areas[i], windows[i, :] = 0, 0
+        if u_max < 0 or u_min >= width or v_max < 0 or v_min >= height:
+            continue
+        u, v, area = _in_order(u, v)
+        corners[i, 0], corners[i, 1], corners[i, 2], corners[i, 3] = u
+        corners[i, 4], corners[i, 5], corners[i, 6], corners[i, 7] = v
+        if area > _LINE * ((u_max - u_min) ** 2 + (v_max - v_min) ** 2):
+            areas[i] = area
+        windows[i, 0], windows[i, 1] = int(np.floor(v_min)), int(np.floor(v_max)) + 1
+        windows[i, 2], windows[i, 3] = int(np.floor(u_min)), int(np.floor(u_max)) + 1
+
+
+@_compiled
+def _add_edge(u0: float, v0: float, u1: float, v1: float, stride: int, cells: Floats) -> None:
+    """Add what an edge changes from column to column in the cover of each row, walking from border to border."""
+    column, row = int(u0), int(v0)
+    step_u, step_v = 1 if u1 > u0 else -1, 1 if v1 > v0 else -1
+    border_u, border_v = float(column + (u1 > u0)), float(row + (v1 > v0))
+    # Borders are counted, not found by comparison, so that rounding never leads out of the window.
+    left_u, left_v = abs(int(u1) - column), abs(int(v1) - row)
+    inverse_u, inverse_v = 1 / (u1 - u0), 1 / (v1 - v0)
+    t_u = (border_u - u0) * inverse_u if left_u > 0 else np.inf
+    t_v = (border_v - v0) * inverse_v if left_v > 0 else np.inf
+    u, v = u0, v0
+    for _ in range(left_u + left_v):
+        k, from_u, from_v = row * stride + column, u - column, v
+        if t_u < t_v:
+            u, v = border_u, v0 + (v1 - v0) * t_u
+            share = 0.5 * (from_u + (u - column))
+            column, border_u, left_u = column + step_u, border_u + step_u, left_u - 1
+            t_u = (border_u - u0) * inverse_u if left_u > 0 else np.inf
+        else:
+            u, v = u0 + (u1 - u0) * t_v, border_v
+            share = 0.5 * (from_u + (u - column))
+            row, border_v, left_v = row + step_v, border_v + step_v, left_v - 1
+            t_v = (border_v - v0) * inverse_v if left_v > 0 else np.inf
+        cells[k] += (from_v - v) * (1 - share)
+        cells[k + 1] += (from_v - v) * share
+    share, k = 0.5 * (u + u1) - column, row * stride + column
+    cells[k] += (v - v1) * (1 - share)
+    cells[k + 1] += (v - v1) * share
+
+
+@_compiled
+def _cover_exact(u: Four, v: Four, rows: int, columns: int, cells: Floats) -> float:
+    """Overlap of a footprint with the cells of its window, by signed areas along edges, as font rasterisers do."""
+    for a, b in ((0, 1), (1, 2), (2, 3), (3, 0)):
+        _add_edge(u[a], v[a], u[b], v[b], columns + 1, cells)
+    v_min, v_max = _range(v)
+    least = _ROUNDING * (columns + 1) * min(1.0, v_max - v_min)
+    total = 0.0
+    for row in range(rows):
+        cover, in_row, first = 0.0, 0.0, row * (columns + 1)
+        for k in range(first, first + columns):
+            cover += cells[k]
+            cells[k] = cover if cover > least else 0.0
+            in_row += cells[k]
+        cells[first + columns] = 0.0
+        total += in_row
+    return total
+
+
+@_compiled
+def _centroid(along: Four, a: float, b: float) -> float:
+    """One coordinate of the centroid; a, b: areas of the triangles beside the diagonal, both 0 for a line."""
+    lowest, highest = _range(along)
+    centre = 0.25 * (along[0] + along[1] + along[2] + along[3])
+    if a + b > 0:
+        # Seen from an end of the diagonal, so that no digits cancel.
+        mixed = a * (along[1] - along[0]) + (a + b) * (along[2] - along[0]) + b * (along[3] - along[0])
+        centre = along[0] + mixed / (3 * (a + b))
+    return min(max(centre, lowest), highest)  # A thin one's may be rounded out of its window.
+
+
+@_compiled
+def _cover_centre(u: Four, v: Four, area: float, rows: int, columns: int, cells: Floats) -> None:
+    """1 in the cell of the centroid; of the mean of the corners where there is no area."""
+    a, b = (_turn(u, v, 0, 1, 2), _turn(u, v, 0, 2, 3)) if area > 0 else (0.0, 0.0)
+    row, column = int(np.floor(_centroid(v, a, b))), int(np.floor(_centroid(u, a, b)))
+    if 0 <= row < rows and 0 <= column < columns:
+        cells[row * (columns + 1) + column] = 1.0
+
+
+@_compiled
+def _cover_subpixel(u: Four, v: Four, points: int, rows: int, columns: int, cells: Floats) -> None:
+    """1 / points**2 in the cell of each of points x points points, bilinear between the corners."""
+    for i in range(points):
+        t = (i + 0.5) / points
+        u0, v0 = u[0] + (u[3] - u[0]) * t, v[0] + (v[3] - v[0]) * t
+        u1, v1 = u[1] + (u[2] - u[1]) * t, v[1] + (v[2] - v[1]) * t
+        for j in range(points):
+            s = (j + 0.5) / points
+            column, row = u0 + (u1 - u0) * s, v0 + (v1 - v0) * s
+            if 0 <= column < columns and 0 <= row < rows:
+                cells[int(row) * (columns + 1) + int(column)] += 1.0
+    cells[: rows * (columns + 1)] /= points * points
+
+
+@_compiled
+def _cover(quads: Quads, i: int, method: int, points: int, cells: Floats) -> float:
+    """Fill `cells`, zero before, (rows of the window, columns + 1) flattened; returns what stands for all of it."""
+    corners, areas, windows = quads
+    row0, column0 = windows[i, 0], windows[i, 2]
+    rows, columns = windows[i, 1] - row0, windows[i, 3] - column0
+    u, v = _four(corners, i, 0), _four(corners, i, 4)
+    # Differences of near numbers are exact: relative to its window a footprint keeps every digit it came with.
+    u = (u[0] - column0, u[1] - column0, u[2] - column0, u[3] - column0)
+    v = (v[0] - row0, v[1] - row0, v[2] - row0, v[3] - row0)
+    if method == SUBPIXEL:
+        _cover_subpixel(u, v, points, rows, columns, cells)
+        return 1.0
+    if method == CENTRE or areas[i] == 0:
+        _cover_centre(u, v, areas[i], rows, columns, cells)
+        return 1.0
+    return _cover_exact(u, v, rows, columns, cells)
+
+
+@_compiled
+def _bands(windows: Integers, i: int, height: int, rows_px: int) -> tuple[int, int]:
+    """First and end band of a footprint, the same one if it does not meet the grid."""
+    row0, row1 = max(windows[i, 0], 0), min(windows[i, 1], height)
+    return (row0 // rows_px, (row1 - 1) // rows_px + 1) if row0 < row1 else (0, 0)
+
+
+@_compiled
+def list_bands(windows: Integers, height: int, rows_px: int, starts: Integers) -> Integers:
+    """Footprints that touch each band of rows, in input order; band b has those at starts[b]..starts[b + 1]."""
+    for i in range(len(windows)):
+        first, last = _bands(windows, i, height, rows_px)
+        for band in range(first, last):
+            starts[band + 1] += 1
+    for band in range(1, len(starts)):
+        starts[band] += starts[band - 1]
+    members, free = np.empty(starts[-1], np.int64), starts.copy()
+    for i in range(len(windows)):
+        first, last = _bands(windows, i, height, rows_px)
+        for band in range(first, last):
+            members[free[band]] = i
+            free[band] += 1
+    return members
+
+
+@_compiled
+def add_band(
+    quads: Quads, members: Integers, data: Floats, kind: tuple[int, int], band: tuple[int, int], size: int, sums: Floats
+) -> None:
+    """Add footprints `members` to the rows of a band of sums (height, width, 4); data: value, error, weight."""
+    windows, cells = quads[2], np.zeros(size)
+    for i in members:
+        row0, row1, column0, column1 = windows[i, 0], windows[i, 1], windows[i, 2], windows[i, 3]
+        value, error, weight = data[i, 0], data[i, 1], data[i, 2]
+        scale = weight / _cover(quads, i, kind[0], kind[1], cells)
+        stride = column1 - column0 + 1
+        for row in range(max(row0, band[0]), min(row1, band[1])):
+            first = (row - row0) * stride - column0
+            for column in range(max(column0, 0), min(column1, sums.shape[1])):
+                # Cells without overlap get zeros added: a branch that is often mispredicted costs more.
+                w = cells[first + column] * scale
+                met = w > 0
+                sums[row, column, 0] += w
+                sums[row, column, 1] += w * value
+                sums[row, column, 2] += (w * error) ** 2 if met else 0.0
+                sums[row, column, 3] += 1.0 if met else 0.0
+        cells[: (row1 - row0) * stride] = 0.0
+
+
+@_compiled
+def list_overlaps(quads: Quads, shape: tuple[int, int], size: int, index: Integers, areas: Floats) -> int:
+    """Number of overlaps; where there is room for them, index (3, number) footprint, row, column, and areas."""
+    windows, cells, found = quads[2], np.zeros(size), 0
+    for i in range(len(windows)):
+        if quads[1][i] == 0:
+            continue
+        row0, row1, column0, column1 = windows[i, 0], windows[i, 1], windows[i, 2], windows[i, 3]
+        _cover(quads, i, EXACT, 0, cells)
+        stride = column1 - column0 + 1
+        for row in range(max(row0, 0), min(row1, shape[0])):
+            first = (row - row0) * stride - column0
+            for column in range(max(column0, 0), min(column1, shape[1])):
+                if cells[first + column] > 0:
+                    if found < len(areas):
+                        index[0, found], index[1, found], index[2, found] = i, row, column
+                        areas[found] = cells[first + column]
+                    found += 1
+        cells[: (row1 - row0) * stride] = 0.0
+    return found
+
+
+@_compiled
+def means(quads: Quads, size: int, field: Floats) -> Floats:
+    """Mean (n,) of `field` over each footprint; NaN where it leaves the grid."""
+    windows, cells = quads[2], np.zeros(size)
+    height, width = field.shape
+    result = np.full(len(windows), np.nan)
+    for i in range(len(windows)):
+        row0, row1, column0, column1 = windows[i, 0], windows[i, 1], windows[i, 2], windows[i, 3]
+        if row0 == row1:
+            continue
+        whole = _cover(quads, i, EXACT, 0, cells)
+        stride, total = column1 - column0 + 1, 0.0
+        for row in range(row0, row1):
+            first = (row - row0) * stride - column0
+            for column in range(column0, column1):
+                if cells[first + column] > 0:
+                    known = 0 <= row < height and 0 <= column < width
+                    total += cells[first + column] * field[row, column] if known else np.nan
+        cells[: (row1 - row0) * stride] = 0.0
+        result[i] = total / whole
+    return result
