@@ -9,7 +9,6 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
-import datetime
 import runpy
 import sys
 from dataclasses import dataclass
@@ -23,11 +22,11 @@ if TYPE_CHECKING:
     from sifscale.config import RunConfig
 
 ROOT = Path(__file__).parents[1]
-# The default run made as small as its rules allow: 16 blocks of 3 x 3 coarse cells, three folds.
+# The default run made as small as its rules allow: 48 x 48 cells, 16 blocks, three folds, two composites.
 TINY = (
-    "window.height_px=48",
-    "window.width_px=48",
-    "window.periods=2",
+    "window.grid.bounds=[-60000.0,2658000.0,132000.0,2850000.0]",
+    "window.period.end=2019-06-09",
+    "window.simulation.days_per_period=4",
     "split.block=[12,12]",
     "split.folds=3",
     "crop.size=8",
@@ -47,36 +46,10 @@ settings.load_profile("sifscale")
 @pytest.fixture(scope="session")
 def tiny_cube_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulated cube, only to be read: 3 composites of 48 x 48 native cells of 4 km, fine factor 4."""
-    # Imported here, so that tests that need no cube start without xarray.
-    from sifscale.cube import write_cube
-    from sifscale.grid import Grid
-    from sifscale.sources.osse import simulate
+    from sifscale.windows import open_or_build
 
-    height, width, factor, pixel_m = 48, 48, 4, 4000.0
-    west_m, north_m, crs = -60_000.0, 2_850_000.0, "EPSG:5070"
-    days = datetime.timedelta(days=16)
-    starts = [datetime.date(2019, 5, 9) + i * days for i in range(3)]
-    native, fine = simulate(
-        height_px=height,
-        width_px=width,
-        pixel_m=pixel_m,
-        fine_factor=factor,
-        periods=[(start, start + days - datetime.timedelta(days=1)) for start in starts],
-        seed=2019,
-        sounding_noise=0.4,
-        soundings_per_cell=12.0,
-        missing_share=0.02,
-        west_m=west_m,
-        north_m=north_m,
-        crs=crs,
-        place="minnesota",
-    )
-    fine["land_cover"] = fine["land_cover"].expand_dims(sample=fine.sizes["sample"])
-    grid = Grid(crs, west_m, north_m, pixel_m, pixel_m, height, width)
-    path = tmp_path_factory.mktemp("tiny") / "tiny.zarr"
-    attrs = {"window": "tiny", "target": "sif", "input_files": "{}"}
-    write_cube(path, native, grid, fine, grid.refine(factor), attrs)
-    return path
+    place = Workplace(tmp_path_factory.mktemp("tiny"))
+    return open_or_build(place.config("window.period.end=2019-06-25", "window.name=tiny")).path
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import xarray as xr
 import zarr
 from pyproj import CRS
 
-from sifscale.cube import content_hash, file_sha256, open_cube, write_cube
+from sifscale.cube import content_hash, file_sha256, new_cube, open_cube, write_cube
 from sifscale.grid import Grid
 
 GEOGRAPHIC = Grid("EPSG:4326", -101.0, 50.0, 0.05, 0.06, 5, 7)
@@ -186,7 +188,7 @@ def test_a_crash_while_renaming_restores_the_old(tmp_path: Path, monkeypatch: py
             raise OSError("no rename")
         rename(source, target)
 
-    monkeypatch.setattr("sifscale.cube.os.replace", crash)
+    monkeypatch.setattr("sifscale.whole.os.replace", crash)
     with pytest.raises(OSError, match="no rename"):
         write(path, dataset(GEOGRAPHIC, ("sif", "evi")))
     assert [child.name for child in tmp_path.iterdir()] == ["a.zarr"]
@@ -225,7 +227,7 @@ def test_bad_input_is_refused(tmp_path: Path) -> None:
         write(path, native.transpose("y", "x", "sample"))
     with pytest.raises(ValueError, match="coordinate x is not that of the grid"):
         write(path, native.assign_coords(x=GEOGRAPHIC.x + 1))
-    with pytest.raises(ValueError, match="both or neither"):
+    with pytest.raises(ValueError, match="give all or none"):
         write_cube(path, native, GEOGRAPHIC, native, None, ATTRS)
     off = Grid("EPSG:4326", -101.0, 50.01, 0.025, 0.03, 10, 14)
     with pytest.raises(ValueError, match="no integer refinement"):
@@ -241,3 +243,55 @@ def test_file_sha256(tmp_path: Path) -> None:
     assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     with pytest.raises(ValueError, match="no such file"):
         file_sha256(tmp_path / "absent")
+
+
+def test_what_a_killed_process_left_goes_and_a_retired_cube_comes_back(tmp_path: Path) -> None:
+    path = tmp_path / "cube.zarr"
+    first = write(path)
+    gone = subprocess.Popen([sys.executable, "-c", "pass"])
+    gone.wait()
+    os.rename(path, tmp_path / f".cube.zarr.{gone.pid}.{32 * 'a'}.replaced")
+    (tmp_path / f".cube.zarr.{gone.pid}.{32 * 'b'}.partial").mkdir()
+    (tmp_path / f".cube.zarr.{os.getpid()}.{32 * 'c'}.partial").mkdir()
+    with pytest.raises(RuntimeError), new_cube(path, dataset(UTM), UTM, None, None, ATTRS):
+        raise RuntimeError("the new one fails")
+    assert open_cube(path).hash == first
+    alive = f".cube.zarr.{os.getpid()}.{32 * 'c'}.partial"
+    assert sorted(found.name for found in tmp_path.iterdir()) == [alive, "cube.zarr"]
+
+
+@pytest.mark.parametrize("part_px", [4, 8, 64])
+def test_a_cube_written_in_parts_is_the_cube_written_at_once(tmp_path: Path, part_px: int) -> None:
+    grid = Grid("EPSG:5070", 0.0, 9000.0, 1000.0, 1000.0, 9, 11)
+    native, fine = dataset(grid), dataset(grid.refine(2), ("ndvi",))
+    whole = write_cube(tmp_path / "whole.zarr", native, grid, fine, grid.refine(2), ATTRS)
+    empty = [xr.full_like(part.chunk(), np.nan) for part in (native, fine)]
+    path = tmp_path / "parts.zarr"
+    with new_cube(path, empty[0], grid, empty[1], grid.refine(2), {}, part_px) as partial:
+        partial.describe(ATTRS)
+        for sample in range(2):
+            for group, source, step in (("native", native, part_px // 2), ("fine", fine, part_px)):
+                for row in range(0, source.sizes["y"], step):
+                    for column in range(0, source.sizes["x"], step):
+                        rows = slice(row, min(row + step, source.sizes["y"]))
+                        columns = slice(column, min(column + step, source.sizes["x"]))
+                        part = source.isel(sample=sample, y=rows, x=columns)
+                        partial.write(group, sample, rows, columns, {k: v.values for k, v in part.data_vars.items()})
+    assert open_cube(path).hash == partial.hash == whole
+    stored = zarr.open_array(path / "fine" / "ndvi")
+    assert stored.shards is not None and all(a % b == 0 for a, b in zip(stored.shards, stored.chunks, strict=True))
+    assert part_px == 64 or stored.shards[1:] == (part_px, part_px)
+
+
+def test_patches_of_many_places_have_no_crs_and_share_chunks(tmp_path: Path) -> None:
+    shape = (50, 16, 16)
+    values = np.random.default_rng(0).random(shape, np.float32)
+    patches = xr.Dataset(
+        {"sif": (("sample", "y", "x"), values)}, {"place": ("sample", [f"p{i}" for i in range(50)])}
+    )
+    path = tmp_path / "patches.zarr"
+    write_cube(path, patches, None, None, None, ATTRS)
+    cube = open_cube(path)
+    np.testing.assert_array_equal(cube.native["sif"], values)
+    assert "spatial_ref" not in cube.native.variables and "grid_mapping" not in cube.native["sif"].attrs
+    assert len([file for file in (path / "native" / "sif").rglob("*") if file.is_file()]) == 2

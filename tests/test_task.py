@@ -31,7 +31,7 @@ NOWHERE_TO_LOG = RunLog(None, "")
 MODELS = sorted(path.stem for path in (PROJECT_ROOT / "conf" / "model").glob("*.yaml"))
 BASELINES = {"identity", "nearest", "bilinear", "bicubic"}
 # A halo of one coarse cell, which is what bilinear interpolation reads.
-WITH_HALO = ("split=time", "window.periods=3", "window.name=longer", "crop.size=16")
+WITH_HALO = ("split=time", "window.period.end=2019-06-25", "window.name=longer", "crop.size=16")
 
 Room = tuple[RunConfig, FeatureCube, Plans, DownscalingTask, CropDataModule]
 

@@ -159,7 +159,8 @@ def test_what_a_run_leaves_in_mlflow(workplace: Workplace, unbroken: Path) -> No
     config = yaml.safe_load((unbroken / "config.yaml").read_text())
     wanted = {key: value for key, value in flat(config).items() if key not in ("study", "resume")}
     assert wanted == {key: value for key, value in run.data.params.items() if key not in ("channels", "resume")}
-    assert {"model.widths", "split.fold", "normalisation.fit", "window.seed", "channels"} <= set(run.data.params)
+    named = {"model.widths", "split.fold", "normalisation.fit", "window.simulation.seed", "channels"}
+    assert named <= set(run.data.params)
 
     assert EPOCH_METRICS | TEST_METRICS <= set(run.data.metrics)
     assert "test/r2_positions" not in run.data.metrics

@@ -14,21 +14,24 @@ if TYPE_CHECKING:
     from conftest import Workplace
 
 
+SMALL = ("window.period.end=2019-05-24", "window.simulation.days_per_period=2")
+
+
 def stamp(path: Path) -> int:
     """Changes when the cube is written anew: it is renamed into place as a whole."""
     return path.stat().st_ino
 
 
 def test_a_simulated_cube_is_built_once(workplace: Workplace, tmp_path: Path) -> None:
-    run = workplace.config(f"paths.data={tmp_path}", "window.periods=1")
+    run = workplace.config(f"paths.data={tmp_path}", *SMALL)
     first = open_or_build(run)
     before = stamp(cube_path(run))
     assert open_or_build(run).hash == first.hash and stamp(cube_path(run)) == before
-    other = workplace.config(f"paths.data={tmp_path}", "window.periods=1", "window.seed=1")
+    other = workplace.config(f"paths.data={tmp_path}", *SMALL, "window.simulation.seed=1")
     assert open_or_build(other).hash != first.hash and stamp(cube_path(run)) != before
     # what does not change the window does not build it again
     before = stamp(cube_path(run))
-    open_or_build(workplace.config(f"paths.data={tmp_path}", "window.periods=1", "window.seed=1", "seed=9"))
+    open_or_build(workplace.config(f"paths.data={tmp_path}", *SMALL, "window.simulation.seed=1", "seed=9"))
     assert stamp(cube_path(run)) == before
 
 
@@ -54,7 +57,8 @@ def test_a_changed_raw_file_builds_the_cube_again(workplace: Workplace, tables: 
 
 
 def test_a_failed_build_leaves_no_cube(workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = workplace.config(f"paths.data={tmp_path}", "window.periods=1")
+    run = workplace.config(f"paths.data={tmp_path}", *SMALL)
+    windows.build_raw(run)
 
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("no space left on device")
@@ -62,4 +66,4 @@ def test_a_failed_build_leaves_no_cube(workplace: Workplace, tmp_path: Path, mon
     monkeypatch.setattr("xarray.DataTree.to_zarr", fail)
     with pytest.raises(OSError, match="no space"):
         windows.build_cube(run)
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == ["raw"]

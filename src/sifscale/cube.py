@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
-import uuid
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +23,11 @@ from sifscale.grid import Grid
 
 # Offered here too, because who writes a cube names its input files by hash.
 from sifscale.sources import file_sha256 as file_sha256
+from sifscale.whole import remove_leftovers, take_name, temporary
 
 _DIMS = ("sample", "y", "x")
 _CHUNK_PX = 256
+_SHARD_PX = 1024
 _TIME_ENCODING = {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian", "dtype": "int64"}
 
 
@@ -44,7 +45,7 @@ class Cube:
 def write_cube(
     path: Path,
     native: xr.Dataset,
-    grid: Grid,
+    grid: Grid | None,
     fine: xr.Dataset | None,
     fine_grid: Grid | None,
     attrs: Mapping[str, str],
@@ -52,37 +53,87 @@ def write_cube(
     """Write a cube at `path` (Zarr v3, CF 1.11) and return its content hash, also root attribute `cube_hash`.
 
     native, fine: variables (sample, y, x) on `grid` and on `fine_grid`, an integer refinement of it; NumPy or
-    Dask. attrs: root attributes, e.g. `input_files` (JSON of {file name: sha256}). A cube already at
-    `path` is replaced only when the new one is complete; after a fault it is as it was.
+    Dask. grid None: patches of many places, which have no common map coordinates. attrs: root attributes, e.g.
+    `input_files` (JSON of {file name: sha256}). A cube already at `path` is replaced only when the new one is
+    complete; after a fault it is as it was.
     Raises ValueError for variables that are not on the grid and for a `path` taken by something else.
     """
-    groups = {"/native": _with_cf_metadata(native, grid, "native")}
-    if fine is not None and fine_grid is not None:
+    with new_cube(path, native, grid, fine, fine_grid, attrs) as partial:
+        pass
+    return partial.hash
+
+
+@dataclass
+class PartialCube:
+    """A cube being written, under a temporary name; ``hash`` is known when it is complete."""
+
+    path: Path
+    hash: str = ""
+
+    def write(
+        self, group: str, sample: int, rows: slice, columns: slice, bands: Mapping[str, NDArray[np.generic]]
+    ) -> None:
+        """Put `bands` (y, x) of one sample at `rows`, `columns`, which must be whole chunks of the store.
+
+        Any process may do so that sees the path; parts must not share chunks.
+        """
+        store = zarr.open_group(self.path, mode="r+", path=group)
+        for name, values in bands.items():
+            array = store[name]
+            assert isinstance(array, zarr.Array)
+            array[sample, rows, columns] = values
+
+    def describe(self, attrs: Mapping[str, str]) -> None:
+        """Add root attributes that are known only now, such as what was left out."""
+        zarr.open_group(self.path, mode="r+").attrs.update(dict(attrs))
+
+
+@contextmanager
+def new_cube(
+    path: Path,
+    native: xr.Dataset,
+    grid: Grid | None,
+    fine: xr.Dataset | None,
+    fine_grid: Grid | None,
+    attrs: Mapping[str, str],
+    part_px: int | None = None,
+) -> Iterator[PartialCube]:
+    """Lay out a cube with what `native` and `fine` hold, to be filled part by part; see `write_cube`.
+
+    Dask arrays made of fill values cost nothing here: empty chunks are not written. part_px: edge of the parts of
+    the finest group; chunks and shards are laid out such that no two parts share one. The cube gets its name and
+    hash when the block ends without a fault; otherwise nothing remains of it.
+    """
+    ratio = 1 if fine_grid is None or grid is None else max(1, fine_grid.width // grid.width)
+    native_part = None if part_px is None else part_px // ratio
+    groups = {"/native": (_with_cf_metadata(native, grid, "native", native_part), native_part)}
+    if fine is not None and fine_grid is not None and grid is not None:
         _check_refinement(grid, fine_grid)
-        groups["/fine"] = _with_cf_metadata(fine, fine_grid, "fine")
+        groups["/fine"] = (_with_cf_metadata(fine, fine_grid, "fine", part_px), part_px)
     elif fine is not None or fine_grid is not None:
-        raise ValueError("a fine group needs both its dataset and its grid; give both or neither")
+        raise ValueError("a fine group needs its dataset, its grid and the native grid; give all or none")
     if path.exists() and "cube_hash" not in _root_attrs(path):
         raise ValueError(f"{path} exists and is no cube, thus not replaced; choose another path")
-    root = xr.Dataset(attrs={"Conventions": "CF-1.11", **attrs})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    remove_leftovers(path)
+    partial = PartialCube(temporary(path))
     try:
-        xr.DataTree.from_dict({"/": root, **groups}).to_zarr(
-            partial,
+        root = xr.Dataset(attrs={"Conventions": "CF-1.11", **attrs})
+        xr.DataTree.from_dict({"/": root, **{name: dataset for name, (dataset, _) in groups.items()}}).to_zarr(
+            partial.path,
             mode="w-",
             zarr_format=3,
             consolidated=False,
-            encoding={name: _encoding(dataset) for name, dataset in groups.items()},
+            encoding={name: _encoding(dataset, part) for name, (dataset, part) in groups.items()},
         )
+        yield partial
         # What is on disk is hashed, so that a cube can be checked against its own name later.
-        digest = content_hash(xr.open_datatree(partial, engine="zarr", consolidated=False, chunks=None))
-        zarr.open_group(partial, mode="r+").attrs["cube_hash"] = digest
-        _consolidate(partial)
-        _move_into_place(partial, path)
+        partial.hash = content_hash(xr.open_datatree(partial.path, engine="zarr", consolidated=False, chunks=None))
+        zarr.open_group(partial.path, mode="r+").attrs["cube_hash"] = partial.hash
+        _consolidate(partial.path)
+        take_name(partial.path, path)
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return digest
+        shutil.rmtree(partial.path, ignore_errors=True)
 
 
 def open_cube(path: Path) -> Cube:
@@ -116,9 +167,28 @@ def content_hash(tree: xr.DataTree) -> str:
     return digest.hexdigest()
 
 
-def _with_cf_metadata(dataset: xr.Dataset, grid: Grid, group: str) -> xr.Dataset:
+def _with_cf_metadata(dataset: xr.Dataset, grid: Grid | None, group: str, part_px: int | None) -> xr.Dataset:
     """The dataset with the grid's coordinates, its grid mapping and chunks; attributes of bands are kept."""
     dataset = dataset.drop_encoding()
+    if grid is not None:
+        dataset = _on_grid(dataset, grid, group)
+    for name, coordinate in dataset.coords.items():
+        # Zarr v3 specifies variable-length text only.
+        kept = coordinate.astype(object) if coordinate.dtype.kind == "U" else coordinate
+        dataset = dataset.assign_coords({name: kept.compute()})
+    _, stored = _chunks(dataset, part_px)
+    bands = {}
+    for name, band in dataset.data_vars.items():
+        if band.dims != _DIMS:
+            raise ValueError(f"{group} variable {name} has dims {band.dims}; give {_DIMS}")
+        variable = band.variable.copy(deep=False)
+        variable.attrs = band.attrs | ({"grid_mapping": "spatial_ref"} if grid is not None else {})
+        # Dask blocks must be those of the store, or two tasks would write into one chunk.
+        bands[name] = variable if variable.chunks is None else variable.chunk(stored)
+    return dataset.assign(bands)
+
+
+def _on_grid(dataset: xr.Dataset, grid: Grid, group: str) -> xr.Dataset:
     for name, band in dataset.data_vars.items():
         if band.dims != _DIMS or band.shape[1:] != (grid.height, grid.width):
             raise ValueError(
@@ -128,23 +198,11 @@ def _with_cf_metadata(dataset: xr.Dataset, grid: Grid, group: str) -> xr.Dataset
     for axis, centres, step in (("x", grid.x, grid.dx), ("y", grid.y, grid.dy)):
         if axis in dataset.coords and not np.allclose(dataset[axis], centres, rtol=0, atol=0.01 * step):
             raise ValueError(f"{group} coordinate {axis} is not that of the grid; build both from one Grid")
-    dataset = dataset.assign_coords(
+    return dataset.assign_coords(
         x=("x", grid.x, _axis_attrs(grid.crs, "x")),
         y=("y", grid.y, _axis_attrs(grid.crs, "y")),
         spatial_ref=((), np.int32(0), _grid_mapping(grid)),
     )
-    for name, coordinate in dataset.coords.items():
-        # Zarr v3 specifies variable-length text only.
-        kept = coordinate.astype(object) if coordinate.dtype.kind == "U" else coordinate
-        dataset = dataset.assign_coords({name: kept.compute()})
-    chunks = _chunks(dataset)
-    bands = {}
-    for name, band in dataset.data_vars.items():
-        variable = band.variable.copy(deep=False)
-        variable.attrs = band.attrs | {"grid_mapping": "spatial_ref"}
-        # Dask blocks must be those of the store, or two tasks would write into one chunk.
-        bands[name] = variable if variable.chunks is None else variable.chunk(chunks)
-    return dataset.assign(bands)
 
 
 def _axis_attrs(crs: str, axis: str) -> dict[str, str]:
@@ -167,18 +225,41 @@ def _grid_mapping(grid: Grid) -> dict[str, Any]:
     return mapping | {"spatial_ref": mapping["crs_wkt"], "GeoTransform": " ".join(map(repr, corner))}
 
 
-def _chunks(dataset: xr.Dataset) -> dict[str, int]:
-    return {"sample": 1} | {axis: min(_CHUNK_PX, dataset.sizes[axis]) for axis in ("y", "x")}
+def _chunks(dataset: xr.Dataset, part_px: int | None) -> tuple[dict[str, int], dict[str, int]]:
+    """Sizes of what is read at once (chunk) and of what lies in one file (shard: few files, whole parts)."""
+    chunk, shard = {"sample": 1}, {"sample": 1}
+    for axis in ("y", "x"):
+        size = dataset.sizes[axis]
+        if part_px is None or part_px >= size:
+            chunk[axis] = min(_CHUNK_PX, size)
+            shard[axis] = -(-size // chunk[axis]) * chunk[axis]
+        else:
+            # the largest divisor of a part that is a handy chunk
+            chunk[axis] = next(px for px in range(min(_CHUNK_PX, part_px), 0, -1) if part_px % px == 0)
+            shard[axis] = part_px
+        if part_px is None:
+            shard[axis] = min(shard[axis], max(1, _SHARD_PX // chunk[axis]) * chunk[axis])
+    if "spatial_ref" not in dataset.coords:
+        # Patches are small: as many of them together as make a chunk of a map.
+        patch_px = chunk["y"] * chunk["x"]
+        chunk["sample"] = max(1, min(dataset.sizes["sample"], _CHUNK_PX**2 // patch_px))
+        shard["sample"] = chunk["sample"] * max(1, _SHARD_PX**2 // (chunk["sample"] * patch_px))
+    return chunk, shard
 
 
-def _encoding(dataset: xr.Dataset) -> dict[str, dict[str, Any]]:
-    chunks = tuple(_chunks(dataset).values())
-    encoding: dict[str, dict[str, Any]] = {str(name): {"chunks": chunks} for name in dataset.data_vars}
+def _encoding(dataset: xr.Dataset, part_px: int | None) -> dict[str, dict[str, Any]]:
+    chunk, shard = (tuple(sizes.values()) for sizes in _chunks(dataset, part_px))
+    encoding: dict[str, dict[str, Any]] = {}
+    for name, band in dataset.data_vars.items():
+        encoding[str(name)] = {"chunks": chunk, "shards": shard}
+        if band.dtype.kind == "f":
+            # A chunk without any value is not stored; NaN as Zarr's own fill makes it read as missing.
+            encoding[str(name)]["fill_value"] = np.nan
     for name, coordinate in dataset.coords.items():
         if coordinate.dtype.kind == "M":
             encoding[str(name)] = dict(_TIME_ENCODING)
     # CF allows no missing values in coordinate variables.
-    return encoding | {axis: {"_FillValue": None} for axis in ("y", "x")}
+    return encoding | {axis: {"_FillValue": None} for axis in ("y", "x") if axis in dataset.coords}
 
 
 def _check_refinement(grid: Grid, fine_grid: Grid) -> None:
@@ -227,18 +308,3 @@ def _canonical_bytes(values: NDArray[Any]) -> bytes:
     if values.dtype.kind == "f":
         values = np.where(np.isnan(values), values.dtype.type(np.nan), values)
     return values.astype(values.dtype.newbyteorder("<")).tobytes()
-
-
-def _move_into_place(partial: Path, path: Path) -> None:
-    """Rename a complete cube to its final name; an old one steps aside, as directories cannot be replaced."""
-    if not path.exists():
-        os.replace(partial, path)
-        return
-    retired = path.with_name(f".{path.name}.{uuid.uuid4().hex}.replaced")
-    os.replace(path, retired)
-    try:
-        os.replace(partial, path)
-    except BaseException:
-        os.replace(retired, path)
-        raise
-    shutil.rmtree(retired)

@@ -6,7 +6,6 @@ Every run of a sweep with the same cube and feature options reads the same store
 from __future__ import annotations
 
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import zarr
 
 from sifscale.config import digest
 from sifscale.features import Channel, FeatureCube
+from sifscale.whole import remove_leftovers, temporary
 
 FEATURES_VERSION = 1  # raise when the same config makes other numbers: old feature cubes are then left alone
 
@@ -53,15 +53,16 @@ def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
         },
     )
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{path.name}.{uuid.uuid4().hex}.partial"
+    remove_leftovers(path)
+    partial = temporary(path)
     try:
-        dataset.to_zarr(temporary, mode="w-", zarr_format=3, consolidated=False)
-        temporary.rename(path)
+        dataset.to_zarr(partial, mode="w-", zarr_format=3, consolidated=False)
+        partial.rename(path)
     except OSError:
         if not path.exists():  # else another job was first
             raise
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
     return path
 
 

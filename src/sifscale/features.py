@@ -88,7 +88,8 @@ def build(cube: Cube, features: Features, coarse: Coarse, target: str) -> Featur
         valid=pad(da.isfinite(observed), fill=False),
         block_px=block,
         shape=(native.sizes["y"], native.sizes["x"]),
-        places=tuple(str(place) for place in native["place"].values),
+        # Places that touch share a group, and a group goes whole into one part.
+        places=tuple(str(place) for place in native["group" if "group" in native.coords else "place"].values),
         times=native["time_start"].values,
     )
 
@@ -143,9 +144,8 @@ def _band(native: xr.Dataset, name: str, *, coarse: Coarse, target: str) -> da.A
     if coarse.method != "given" and name.startswith("coarse_"):
         return _coarsen(_band(native, name.removeprefix("coarse_"), coarse=coarse, target=target), coarse)
     ndvi, nir = (_lazy(native[part]) for part in _nirv_parts(name))
-    return (
-        ndvi * nir
-    )  # near-infrared reflectance of vegetation: Badgley et al. 2017, doi:10.1126/sciadv.1602244
+    # Near-infrared reflectance of vegetation: Badgley et al. 2017, doi:10.1126/sciadv.1602244
+    return ndvi * nir
 
 
 def _coarse(native: xr.Dataset, coarse: Coarse, target: str) -> da.Array:
@@ -155,11 +155,11 @@ def _coarse(native: xr.Dataset, coarse: Coarse, target: str) -> da.Array:
         return _lazy(native[target]).map_blocks(_filled_block_mean, factor=coarse.factor, dtype=np.float32)
     given = coarse.method == "given"
     field = _lazy(native[f"coarse_{target}"]) if given else _coarsen(_lazy(native[target]), coarse)
-    return field.map_blocks(_fill, dtype=np.float32)
+    return field.map_blocks(grid.fill_nearest, dtype=np.float32)
 
 
 def _coarsen(field: da.Array, coarse: Coarse) -> da.Array:
-    how = _block_mean_on_grid if coarse.method == "block_mean" else _moving_mean
+    how = _block_mean_on_grid if coarse.method == "block_mean" else grid.moving_mean
     return field.map_blocks(how, factor=coarse.factor, dtype=np.float32)
 
 
@@ -176,14 +176,6 @@ def _block_mean_on_grid(field: NDArray[np.float32], factor: int) -> NDArray[np.f
 def _filled_block_mean(field: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
     means = grid.fill_nearest(grid.block_mean(field, factor))
     return grid.block_repeat(means, factor, *field.shape[-2:])
-
-
-def _moving_mean(field: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
-    return grid.moving_mean(field, factor)
-
-
-def _fill(field: NDArray[np.float32]) -> NDArray[np.float32]:
-    return grid.fill_nearest(field)
 
 
 def _between_centres(field: NDArray[np.float32], factor: int) -> NDArray[np.float32]:

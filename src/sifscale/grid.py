@@ -59,6 +59,13 @@ class Grid:
             self.height * factor, self.width * factor,
         )  # fmt: skip
 
+    def window(self, rows: slice, columns: slice) -> Grid:
+        """The grid of some rows and columns (with start and stop) of this one."""
+        return Grid(
+            self.crs, self.west + columns.start * self.dx, self.north - rows.start * self.dy, self.dx, self.dy,
+            rows.stop - rows.start, columns.stop - columns.start,
+        )  # fmt: skip
+
     def locate(
         self, x: FloatArray, y: FloatArray, tolerance: float = 0.01
     ) -> tuple[IntArray, IntArray, BoolArray]:

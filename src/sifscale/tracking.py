@@ -26,8 +26,10 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
+log = logging.getLogger(__name__)
+
 PARENT_VARIABLE = "SIFSCALE_PARENT_RUN"  # tells the jobs of a sweep, in whatever process, their parent run
-PARAMETER_LIMIT = 6000  # MLflow refuses longer parameter values; ours are far below
+PARAMETER_LIMIT = 6000  # MLflow refuses longer parameter values
 
 
 def client(tracking: Tracking) -> MlflowClient:
@@ -94,6 +96,13 @@ def is_main_process() -> bool:
     return process_rank() == 0
 
 
+def _fitting(key: str, value: str) -> str:
+    """A parameter's value, cut to what MLflow takes; the whole one stands in the run's YAML."""
+    if len(value) > PARAMETER_LIMIT:
+        log.warning("parameter %s is cut from %d to %d characters in MLflow", key, len(value), PARAMETER_LIMIT)
+    return value[:PARAMETER_LIMIT]
+
+
 class RunLog:
     """One MLflow run being written. Metrics go in batches: each call costs tens of milliseconds.
 
@@ -106,7 +115,7 @@ class RunLog:
     def parameters(self, config: Mapping[str, Any]) -> None:
         """The whole configuration, flattened; a value logged before (a resumed run) is left as it is."""
         known = self.mlflow.get_run(self.run_id).data.params if self.mlflow else {}
-        items = [Param(k, v[:PARAMETER_LIMIT]) for k, v in flat(config).items() if k not in known]
+        items = [Param(k, _fitting(k, v)) for k, v in flat(config).items() if k not in known]
         for start in range(0, len(items), 100):  # MLflow takes 100 a call
             self._send(params=items[start : start + 100])
 

@@ -4,17 +4,36 @@ from __future__ import annotations
 
 import json
 import logging
-from datetime import timedelta
+import shutil
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-import xarray as xr
+from filelock import FileLock
 
-from sifscale.config import BuildConfig, OsseWindow, Paths, TableWindow, digest
+from sifscale import composites
+from sifscale.assembly import build_gridded
+from sifscale.config import BuildCommand, BuildConfig, GriddedWindow, OsseWindow, PatchWindow, TableWindow, digest
 from sifscale.cube import Cube, file_sha256, open_cube, write_cube
-from sifscale.grid import Grid
-from sifscale.sources import osse, table
+from sifscale.export import export_cube
+from sifscale.inventory import matching, relative_name
+from sifscale.simulation import STAMP, simulate_raw
+from sifscale.sources import table
+from sifscale.sources.patches import read_patches
 
 log = logging.getLogger(__name__)
+
+NOT_IN_THE_CUBE = {"factor", "suggested", "tile_px"}  # keys of a window that do not change what is in its cube
+
+
+@dataclass(frozen=True)
+class Build:
+    """A finished cube, and {file: reason} for the input files that were left out of it."""
+
+    path: Path
+    faults: dict[str, str]
 
 
 def cube_path(config: BuildConfig) -> Path:
@@ -22,24 +41,96 @@ def cube_path(config: BuildConfig) -> Path:
     return Path(config.paths.data) / f"{config.window.name}.zarr"
 
 
-def build_cube(config: BuildConfig) -> Path:
-    """Build the window's cube from its sources, replace an older one, and return its path.
+def raw_folder(config: BuildConfig) -> Path:
+    """Where the window's raw files lie; simulated ones lie beside the cubes."""
+    if isinstance(config.window, OsseWindow):
+        return Path(config.paths.data) / "raw" / config.window.name
+    return Path(config.paths.raw)
+
+
+def build_raw(config: BuildConfig) -> Path:
+    """Simulate the window's raw files, unless they are there already for the same configuration.
+
+    Raises ValueError for a window that is not simulated.
+    """
+    window, folder = config.window, raw_folder(config)
+    if not isinstance(window, OsseWindow):
+        raise ValueError(f"window {window.name} is not simulated; put its raw files below paths.raw, {folder}")
+    wanted = _simulation_digest(window)
+    with _alone(folder):
+        stamp = folder / STAMP
+        if stamp.is_file() and json.loads(stamp.read_text()).get("digest") == wanted:
+            return folder
+        if stamp.is_file():
+            shutil.rmtree(folder)  # simulated for another configuration
+        log.info("simulating the raw files of window %s", window.name)
+        native, _ = composites.grids(window.grid)
+        simulate_raw(
+            folder,
+            grid=native,
+            factor=window.grid.fine_factor,
+            periods=[(period.start, period.end) for period in composites.periods(window.period)],
+            stamp={"digest": wanted},
+            progress=log.info,
+            **window.simulation.model_dump(),
+        )
+    return folder
+
+
+def _simulation_digest(window: OsseWindow) -> str:
+    return digest(window.grid, window.period, window.simulation)
+
+
+def build_cube(config: BuildConfig) -> Build:
+    """Build the window's cube from its sources and put it in the place of an older one.
 
     Raises ValueError (SourceError) with one clear line for unusable input.
     """
     window, path = config.window, cube_path(config)
-    log.info("building the cube of window %s", window.name)
-    attrs = {"window": window.name, "target": window.target, "window_digest": digest(window)}
-    if isinstance(window, OsseWindow):
-        native, fine, grid = _simulate(window)
-        attrs["input_files"] = "{}"
-        write_cube(path, native, grid, fine, grid.refine(window.factor), attrs)
-    else:
-        native, grid, hashes = _read_tables(window, config.paths)
-        attrs["input_files"] = json.dumps(hashes)
-        write_cube(path, native, grid, None, None, attrs)
-    log.info("wrote %s: %s", path, ", ".join(f"{name} {size}" for name, size in native.sizes.items()))
-    return path
+    with _alone(path):
+        log.info("building the cube of window %s", window.name)
+        attrs = {"window": window.name, "target": window.target, "window_digest": window_digest(config)}
+        if isinstance(window, GriddedWindow):
+            hashes, faults = build_gridded(window, raw_folder(config), config.dask, path, attrs)
+        elif isinstance(window, PatchWindow):
+            hashes, faults = _build_patches(config, window, path, attrs), {}
+        else:
+            hashes, faults = _build_tables(config, window, path, attrs), {}
+        _note_inputs(path, raw_folder(config), [*hashes, *faults])
+    log.info("wrote %s", path)
+    return Build(path, faults)
+
+
+def build(command: BuildCommand) -> bool:
+    """What ``build.py`` does; whether every input file could be used. Prints where things are."""
+    simulated = isinstance(command.window, OsseWindow)
+    if command.step == "raw" or (command.step == "all" and simulated):
+        print(build_raw(command))
+    if command.step == "raw":
+        return True
+    result = build_cube(command)
+    print(result.path)
+    if command.export:
+        for exported in export_cube(open_cube(result.path), command.export, result.path.parent):
+            print(exported)
+    for fault in result.faults.values():
+        print(f"left out: {fault}", file=sys.stderr)
+    if result.faults:
+        print(f"{len(result.faults)} files left out; the cube is built from the others", file=sys.stderr)
+    return not result.faults
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Hold a lock on `path`: of two jobs of a sweep, the second waits for the first one's result."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        yield
+
+
+def window_digest(config: BuildConfig) -> str:
+    """Names everything in a window's configuration that its cube depends on."""
+    return digest(config.window.model_dump(mode="json", exclude=NOT_IN_THE_CUBE))
 
 
 def open_or_build(config: BuildConfig) -> Cube:
@@ -47,59 +138,68 @@ def open_or_build(config: BuildConfig) -> Cube:
     path = cube_path(config)
     if path.exists():
         cube = open_cube(path)
-        if cube.attrs.get("window_digest") == digest(config.window) and _same_inputs(cube, config):
+        if cube.attrs.get("window_digest") == window_digest(config) and _same_inputs(cube, config):
             return cube
         log.info("window %s or its raw files have changed", config.window.name)
-    return open_cube(build_cube(config))
+    if isinstance(config.window, OsseWindow):
+        build_raw(config)
+    build = build_cube(config)
+    for fault in build.faults.values():
+        log.warning("left out: %s", fault)
+    return open_cube(path)
 
 
 def _same_inputs(cube: Cube, config: BuildConfig) -> bool:
-    """Whether the raw files are still those of the cube; where they are absent (a cube from elsewhere), yes."""
-    if isinstance(config.window, OsseWindow):
+    """Whether the raw files are still those of the cube; where they are absent (a cube from elsewhere), yes.
+
+    A file whose size and time of change are those of the build is not read again: a year of swaths is 100 GB.
+    """
+    raw, known = raw_folder(config), json.loads(cube.attrs.get("input_files", "{}"))
+    if not all((raw / name).exists() for name in known):
         return True
-    files = [path for file in config.window.files for path in (file.path, file.coarse_path) if path]
-    present = [Path(config.paths.raw) / path for path in files]
-    if not all(path.exists() for path in present):
-        return True
-    known = json.loads(cube.attrs.get("input_files", "{}"))
-    return sorted(file_sha256(path) for path in present) == sorted(known.values())
+    notes = _notes_path(cube.path)
+    seen = json.loads(notes.read_text()) if notes.is_file() else {}
+    if isinstance(config.window, GriddedWindow):
+        excluded = json.loads(cube.attrs.get("excluded_files", "{}"))
+        if not set(_granule_files(config.window, raw)) <= {*known, *excluded}:
+            return False
+        # A file that could not be used may have been fetched again.
+        if any(name in seen and _stamp(raw / name) not in (None, seen[name]) for name in excluded):
+            return False
+    return all(seen.get(name) == _stamp(raw / name) or file_sha256(raw / name) == known[name] for name in known)
 
 
-def _simulate(window: OsseWindow) -> tuple[xr.Dataset, xr.Dataset, Grid]:
-    days = timedelta(days=window.period_days)
-    starts = [window.start + i * days for i in range(window.periods)]
-    native, fine = osse.simulate(
-        height_px=window.height_px,
-        width_px=window.width_px,
-        pixel_m=window.pixel_m,
-        fine_factor=window.factor,
-        periods=[(start, start + days - timedelta(days=1)) for start in starts],
-        seed=window.seed,
-        sounding_noise=window.sounding_noise,
-        soundings_per_cell=window.soundings_per_cell,
-        missing_share=window.missing_share,
-        west_m=window.west_m,
-        north_m=window.north_m,
-        crs=window.crs,
-        place=window.place,
-    )
-    fine["land_cover"] = (
-        fine["land_cover"].expand_dims(sample=fine.sizes["sample"]).transpose("sample", "y", "x")
-    )
-    pixel = window.pixel_m
-    grid = Grid(window.crs, window.west_m, window.north_m, pixel, pixel, window.height_px, window.width_px)
-    return native, fine, grid
+def _granule_files(window: GriddedWindow, raw: Path) -> list[str]:
+    patterns = [*(window.soundings.files if window.soundings else ())]
+    patterns += window.vegetation.files if window.vegetation else ()
+    return [relative_name(path, raw) for pattern in patterns for path in matching(raw, pattern)]
 
 
-def _read_tables(window: TableWindow, paths: Paths) -> tuple[xr.Dataset, Grid, dict[str, str]]:
-    raw = Path(paths.raw)
+def _notes_path(path: Path) -> Path:
+    return path.with_name(f".{path.name}.inputs.json")
+
+
+def _note_inputs(path: Path, raw: Path, names: Iterable[str]) -> None:
+    _notes_path(path).write_text(json.dumps({name: _stamp(raw / name) for name in names}))
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None  # missing, or a broken link
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _build_tables(config: BuildConfig, window: TableWindow, path: Path, attrs: dict[str, str]) -> dict[str, str]:
+    raw = Path(config.paths.raw)
     files = [
         table.TableFile(
             raw / file.path, file.start, file.end, raw / file.coarse_path if file.coarse_path else None
         )
         for file in window.files
     ]
-    return table.read_tables(
+    native, grid, hash_of = table.read_tables(
         files,
         columns=window.columns,
         scale=window.scale,
@@ -109,3 +209,26 @@ def _read_tables(window: TableWindow, paths: Paths) -> tuple[xr.Dataset, Grid, d
         crs=window.crs,
         place=window.place,
     )
+    names = [name for file in window.files for name in (file.path, file.coarse_path) if name]
+    hashes = {name: hash_of[Path(name).name] for name in names}
+    write_cube(path, native, grid, None, None, attrs | {"input_files": json.dumps(hashes)})
+    return hashes
+
+
+def _build_patches(config: BuildConfig, window: PatchWindow, path: Path, attrs: dict[str, str]) -> dict[str, str]:
+    raw = Path(config.paths.raw)
+    native = read_patches(
+        raw / window.path,
+        columns=window.columns,
+        scale=window.scale,
+        units=window.units,
+        valid_range=window.valid_range,
+        where=window.where,
+        target=window.target,
+        place=window.place_by,
+        pixel_m=window.pixel_m,
+        group_distance=window.group_distance,
+    )
+    hashes = {window.path: file_sha256(raw / window.path)}
+    write_cube(path, native, None, None, None, attrs | {"input_files": json.dumps(hashes)})
+    return hashes

@@ -5,12 +5,11 @@ from __future__ import annotations
 from sifscale.config.sections import (
     BlocksSplit,
     CNNDenseConfig,
-    OsseWindow,
     RunConfig,
     SlidingCrop,
-    TableWindow,
     UNetConfig,
 )
+from sifscale.config.window_sections import TableWindow
 
 LBP_DIRECTIONAL = (
     "default",
@@ -45,10 +44,9 @@ def _crop_faults(run: RunConfig) -> list[str]:
         faults.append(
             f"crop.size: must not exceed the block, split.block = {list(run.split.block)} (found {size})"
         )
-    if isinstance(run.window, OsseWindow) and size > min(run.window.height_px, run.window.width_px):
-        faults.append(
-            f"crop.size: must not exceed the sample of {run.window.height_px} x {run.window.width_px} px (found {size})"
-        )
+    shape_px = run.window.shape_px
+    if shape_px and size > min(shape_px):
+        faults.append(f"crop.size: must not exceed the sample of {shape_px[0]} x {shape_px[1]} px (found {size})")
     if run.crop.augment and any(lbp.method in LBP_DIRECTIONAL for lbp in run.features.lbp):
         faults.append(
             "crop.augment: must be false where features.lbp has a method that names directions (default, nri_uniform), "

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from datetime import date
-from typing import Annotated, Any, Literal
+import re
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, Strict, ValidationInfo
+from pydantic import AfterValidator, Field, ValidationInfo
 from pydantic import field_validator as check_field
+
+from sifscale.config.types import Bands, PositiveInt, Section, Share, distinct
+from sifscale.config.window_sections import OsseWindow, PatchWindow, SatelliteWindow, TableWindow
 
 LBP_ENCODINGS = {
     "default": ("bits", "scaled"),
@@ -15,119 +18,12 @@ LBP_ENCODINGS = {
     "nri_uniform": ("onehot", "scaled"),
     "var": ("raw",),
 }
-OSSE_BANDS = ("ndvi", "evi", "red", "nir", "blue", "mir")
-
-
-def _day(value: object) -> date:
-    """A day from YAML; pydantic alone would read the number 0 as 1970-01-01."""
-    try:
-        if isinstance(value, str):
-            return date.fromisoformat(value)
-    except ValueError:
-        pass
-    raise ValueError("must be a day such as 2019-05-25")
-
-
-def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
-    if len(set(values)) < len(values):
-        raise ValueError("must not name anything twice")
-    return values
-
-
-PositiveInt = Annotated[int, Strict(), Field(gt=0)]
-Share = Annotated[float, Field(gt=0, lt=1)]
-Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-Bands = Annotated[Names, AfterValidator(_distinct)]
-Day = Annotated[date, BeforeValidator(_day)]
-
-
-class Section(BaseModel):
-    """A frozen node of the configuration that refuses unknown keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Paths(Section):
     raw: str
     data: str
     output: str
-
-
-class TableFile(Section):
-    path: str
-    start: Day
-    end: Day
-    coarse_path: str | None
-
-    @check_field("end")
-    @classmethod
-    def _not_reversed(cls, end: date, info: ValidationInfo) -> date:
-        start = info.data.get("start")
-        if start is not None and end < start:
-            raise ValueError(f"must not be earlier than start ({start})")
-        return end
-
-
-class Window(Section):
-    """What is studied; ``factor`` is the integer by which native SIF is made coarser for training."""
-
-    name: str
-    place: str
-    crs: str
-    target: str
-    units: dict[str, str]
-    factor: Annotated[int, Field(ge=2)]
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        """Names of the predictor bands that the cube of this window holds."""
-        raise NotImplementedError
-
-
-class TableWindow(Window):
-    source: Literal["table"]
-    longitude: str
-    latitude: str
-    files: Annotated[tuple[TableFile, ...], Field(strict=False, min_length=1)]
-    columns: dict[str, Names]
-    scale: dict[str, float]
-
-    @check_field("columns")
-    @classmethod
-    def _holds_target(cls, columns: dict[str, Names], info: ValidationInfo) -> dict[str, Names]:
-        target = info.data.get("target")
-        if target is not None and target not in columns:
-            raise ValueError(f"must name the columns of window.target ('{target}')")
-        return columns
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        return tuple(band for band in self.columns if band != self.target)
-
-    @property
-    def has_given_coarse(self) -> bool:
-        """Whether every file comes with a table of the coarse field."""
-        return all(file.coarse_path for file in self.files)
-
-
-class OsseWindow(Window):
-    source: Literal["osse"]
-    start: Day
-    periods: PositiveInt
-    period_days: PositiveInt
-    height_px: PositiveInt
-    width_px: PositiveInt
-    pixel_m: Annotated[float, Field(gt=0)]
-    west_m: float
-    north_m: float
-    seed: Annotated[int, Field(ge=0)]
-    sounding_noise: Annotated[float, Field(ge=0)]
-    soundings_per_cell: Annotated[float, Field(gt=0)]
-    missing_share: Annotated[float, Field(ge=0, lt=1)]
-
-    @property
-    def bands(self) -> tuple[str, ...]:
-        return OSSE_BANDS
 
 
 class Coarse(Section):
@@ -242,7 +138,7 @@ class Features(Section):
     name: str
     bands: Bands
     select: Select | None
-    lbp: Annotated[tuple[LbpFeature, ...], Field(strict=False), AfterValidator(_distinct)]
+    lbp: Annotated[tuple[LbpFeature, ...], Field(strict=False), AfterValidator(distinct)]
     local_stats: LocalStats | None
     legacy: LegacyFeatures | None
 
@@ -320,11 +216,29 @@ class Study(Section):
     reference: dict[str, dict[str, float]]
 
 
+class Dask(Section):
+    """Who does the work of building cubes and feature cubes; ``scheduler`` may be the address of a cluster."""
+
+    scheduler: Annotated[str, Field(pattern=r"^(synchronous|threads|processes|tcp://.+|tls://.+)$")]
+    workers: PositiveInt
+    memory_limit_mb: PositiveInt | None  # of each worker process
+
+
 class BuildConfig(Section):
-    """What ``build.py`` needs: a window and where files lie."""
+    """What ``build.py`` needs: a window, where files lie and who does the work."""
 
     paths: Paths
-    window: Annotated[TableWindow | OsseWindow, Field(discriminator="source")]
+    dask: Dask
+    window: Annotated[
+        TableWindow | SatelliteWindow | OsseWindow | PatchWindow, Field(discriminator="source")
+    ]
+
+
+class BuildCommand(BuildConfig):
+    """What ``build.py`` is asked to do: which steps, and which exports for people with other tools."""
+
+    step: Literal["all", "raw", "cube"]
+    export: Literal["csv", "parquet", "netcdf", "cog"] | None
 
 
 class RunConfig(BuildConfig):
@@ -352,3 +266,33 @@ class RunConfig(BuildConfig):
     def label(self) -> str:
         """How a reader tells this run from its neighbours: the study's arm, or model and features."""
         return self.arm or f"{self.model.name} {self.features.name}"
+
+
+class StudyFile(Section):
+    """The table that a study's sweep wrote, and what it is called in the comparison."""
+
+    label: str
+    path: str
+
+    @check_field("label")
+    @classmethod
+    def _names_a_file(cls, label: str) -> str:
+        if not re.fullmatch(r"\w[\w.+-]*", label):
+            raise ValueError("must be of letters, digits and _ . + -, since it names a file")
+        return label
+
+
+class CompareConfig(Section):
+    """What ``compare.py`` needs: which tables of which study, and where the comparison goes."""
+
+    paths: Paths
+    study: str
+    tables: Annotated[tuple[StudyFile, ...], Field(strict=False, min_length=1)]
+    units: str
+    output: str
+
+    @check_field("tables")
+    @classmethod
+    def _distinct_labels(cls, tables: tuple[StudyFile, ...]) -> tuple[StudyFile, ...]:
+        distinct(tuple(table.label for table in tables))
+        return tables
