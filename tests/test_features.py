@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,18 @@ def test_coarse_is_constant_on_blocks_and_has_no_gap(seed: int, factor: int, gap
             assert blocks[sample, y, 0, x, 0] == pytest.approx(np.nanmean(seen), rel=1e-6)
 
 
+def test_samples_without_any_target_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    bands = random_bands((3, 9, 12))
+    bands["sif"][1] = np.nan
+    found = room.build(make_cube(bands), make_features(), BLOCKS, "sif")
+    assert found.target.shape[0] == len(found.places) == len(found.times) == 2
+    np.testing.assert_array_equal(np.asarray(found.target)[1, :9, :12], bands["sif"][2])
+    assert "1 of 3 samples have no sif and are left out" in caplog.text
+    bands["sif"][:] = np.nan
+    with pytest.raises(ConfigError, match="no sample of the cube has any sif"):
+        room.build(make_cube(bands), make_features(), BLOCKS, "sif")
+
+
 def test_moving_mean_keeps_the_grid() -> None:
     bands = random_bands()
     cube = room.build(make_cube(bands), make_features(), Coarse(method="moving_mean", factor=3), "sif")
@@ -375,11 +388,13 @@ def test_a_store_is_written_once_and_read_alike_from_memory_and_disk(tmp_path: P
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
-    bands = random_bands()
-    bands["sif"][1] = np.nan
-    lazy = room.build(make_cube(bands), make_features(), BLOCKS, "sif")
-    with pytest.raises(ValueError, match="no finite pixel"):
-        feature_store.materialise(lazy, tmp_path, "key")
+    def fail(block: NDArray[np.float32]) -> NDArray[np.float32]:
+        raise ValueError("disk on fire")
+
+    lazy = room.build(make_cube(random_bands()), make_features(), BLOCKS, "sif")
+    broken = replace(lazy, target=lazy.target.map_blocks(fail, dtype=np.float32, meta=np.empty((0, 0, 0), np.float32)))
+    with pytest.raises(ValueError, match="disk on fire"):
+        feature_store.materialise(broken, tmp_path, "key")
     assert list(tmp_path.iterdir()) == []
 
 

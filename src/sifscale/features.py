@@ -6,6 +6,7 @@ at the lower and right edge to a multiple of the coarse block.
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -20,6 +21,8 @@ from scipy import ndimage
 from sifscale import grid, lbp
 from sifscale.config import Coarse, ConfigError, Features, LbpFeature, LocalStats, Select
 from sifscale.cube import Cube
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,8 +66,8 @@ class FeatureCube:
 
 def build(cube: Cube, features: Features, coarse: Coarse, target: str) -> FeatureCube:
     """Lazy feature cube; raises ConfigError where the cube lacks a band or a feature reads the target."""
-    native = cube.native
     _check_bands(cube, features, coarse, target)
+    native = _observed(cube.native, target)
     field = partial(_band, native, coarse=coarse, target=target)
     parts: list[tuple[list[Channel], da.Array]] = []
     for name in features.bands:
@@ -92,6 +95,16 @@ def build(cube: Cube, features: Features, coarse: Coarse, target: str) -> Featur
         places=tuple(str(place) for place in native["group" if "group" in native.coords else "place"].values),
         times=native["time_start"].values,
     )
+
+
+def _observed(native: xr.Dataset, target: str) -> xr.Dataset:
+    """The samples with any target: in winter a composite may have no sounding, and a patch may be all cloud."""
+    observed = native[target].notnull().any(("y", "x")).values
+    if not observed.any():
+        raise ConfigError([f"window: no sample of the cube has any {target} (found {len(observed)} samples)"])
+    if not observed.all():
+        log.warning("%d of %d samples have no %s and are left out", (~observed).sum(), len(observed), target)
+    return native.isel(sample=np.flatnonzero(observed))
 
 
 def _check_bands(cube: Cube, features: Features, coarse: Coarse, target: str) -> None:

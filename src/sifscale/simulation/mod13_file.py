@@ -5,6 +5,7 @@ Layout read from real granules; see also the MODIS VI user's guide, collection 6
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +73,14 @@ def granule_name(tile: Tile, period: Period) -> str:
 def write_mod13(path: Path, tile: Tile, period: Period, layers: Layers) -> None:
     """Write one granule of 1200 x 1200 pixels: the part that the tile covers of the world, fill elsewhere.
 
-    One thread at a time uses the HDF4 library: threads wait here for each other and for the readers.
+    One thread at a time uses the HDF4 library: threads wait here for each other and for the readers. Meanwhile the
+    working directory is that of the file.
     """
-    with hdf4_lock:
-        references = _write_datasets(path, tile, period, layers)
-        _write_groups(path, references)
+    # The library writes the name that it is given into the file: equal granules must not differ by where they were made.
+    with hdf4_lock, contextlib.chdir(path.parent):
+        name = Path(path.name)
+        references = _write_datasets(name, tile, period, layers)
+        _write_groups(name, references)
 
 
 def _write_datasets(path: Path, tile: Tile, period: Period, layers: Layers) -> list[int]:
