@@ -76,7 +76,7 @@ def write_mod13(path: Path, tile: Tile, period: Period, layers: Layers) -> None:
     One thread at a time uses the HDF4 library: threads wait here for each other and for the readers. Meanwhile the
     working directory is that of the file.
     """
-    # The library writes the name that it is given into the file: equal granules must not differ by where they were made.
+    # The library writes the name that it is given into the file, which must not depend on where it was made.
     with hdf4_lock, contextlib.chdir(path.parent):
         name = Path(path.name)
         references = _write_datasets(name, tile, period, layers)
