@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sifscale.conservation import block_means, conserve_additive
+from sifscale.conservation import CONSERVATIONS, LARGEST_RATIO, block_means, conserve
 
+HARD = ("additive", "multiplicative", "softmax")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
@@ -46,7 +48,7 @@ def test_each_block_is_shifted_by_one_constant_onto_its_coarse_value(
     height: int, width: int, factor: int, valid_share: float, seed: int, dtype: torch.dtype
 ) -> None:
     prediction, coarse, valid = fields(height, width, factor, valid_share, seed, dtype)
-    conserved = conserve_additive(prediction, coarse, valid, factor)
+    conserved = conserve("additive", prediction, coarse, valid, factor)
     assert conserved.dtype == dtype
     tolerance = TOLERANCE[dtype]
     for sample, rows, columns in each_block(height, width, factor):
@@ -75,25 +77,108 @@ def test_block_means_and_counts(height: int, width: int, factor: int, seed: int)
         assert float(means[block]) == pytest.approx(pixels.mean() if pixels.size else 0.0, abs=1e-12)
 
 
-def test_nan_outside_the_mask_reaches_neither_the_valid_pixels_nor_the_gradient() -> None:
-    prediction, coarse, valid = fields(7, 8, 3, 0.5, 0)
+SIZES = st.fixed_dictionaries(
+    {
+        "height": st.integers(1, 20),
+        "width": st.integers(1, 20),
+        "factor": st.integers(1, 7),
+        "valid_share": st.sampled_from([0.0, 0.1, 0.6, 1.0]),
+        "seed": st.integers(0, 999),
+    }
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    name=st.sampled_from(HARD),
+    size=SIZES,
+    dtype=st.sampled_from([torch.float64, torch.float32]),
+    level=st.sampled_from([-1.0, 0.0, 1e-3, 1.0, 300.0]),
+    scale=st.sampled_from([1e-3, 1.0, 50.0]),
+)
+def test_every_way_gives_the_observed_mean_and_a_finite_gradient_for_any_mask(
+    name: str, size: dict[str, Any], dtype: torch.dtype, level: float, scale: float
+) -> None:
+    """Rounding is that of the pixels, so that where they cancel out the error is measured against their size."""
+    prediction, coarse, valid = fields(**size, dtype=dtype)
+    prediction, coarse = prediction * scale + level, coarse + level
     holed = prediction.masked_fill(~valid, torch.nan).requires_grad_()
-    conserved = conserve_additive(holed, coarse, valid, 3)
-    torch.testing.assert_close(conserved[valid], conserve_additive(prediction, coarse, valid, 3)[valid])
+    conserved = conserve(name, holed, coarse, valid, size["factor"])
+    assert conserved.dtype == dtype and conserved.isnan().equal(~valid)
+    for sample, rows, columns in each_block(size["height"], size["width"], size["factor"]):
+        after, mask, wanted = (t[sample, 0, rows, columns].detach() for t in (conserved, valid, coarse))
+        if mask.any():
+            before = prediction[sample, 0, rows, columns][mask]
+            largest = max(float(part.abs().max()) for part in (after[mask], before, wanted))
+            mean = float(after[mask].double().mean())
+            assert mean == pytest.approx(float(wanted[0, 0]), abs=1e-6 * largest, rel=1e-6)
     conserved[valid].square().sum().backward()  # type: ignore[no-untyped-call]  # torch's own
     assert holed.grad is not None and holed.grad.isfinite().all()
+    finite = conserve(name, prediction, coarse, valid, size["factor"])
+    torch.testing.assert_close(finite[valid], conserved[valid], rtol=0, atol=0)
 
 
-def test_gradient() -> None:
+@settings(deadline=None, max_examples=40)
+@given(name=st.sampled_from(["multiplicative", "softmax"]), size=SIZES)
+def test_a_block_is_multiplied_or_shared_out_or_else_shifted(name: str, size: dict[str, Any]) -> None:
+    prediction, coarse, valid = fields(**size)
+    conserved = conserve(name, prediction, coarse, valid, size["factor"])
+    shifted = conserve("additive", prediction, coarse, valid, size["factor"])
+    for sample, rows, columns in each_block(size["height"], size["width"], size["factor"]):
+        before, after, added, mask = (
+            t[sample, 0, rows, columns].numpy() for t in (prediction, conserved, shifted, valid)
+        )
+        wanted = float(coarse[sample, 0, rows.start, columns.start])
+        if not mask.any():
+            np.testing.assert_array_equal(after, before)
+        elif name == "multiplicative":
+            ratio = wanted / before[mask].mean()
+            expected = before * ratio if 0 < ratio <= LARGEST_RATIO else added
+            np.testing.assert_allclose(after, expected, atol=1e-9)
+        else:
+            share = np.exp(before) / np.exp(before[mask]).mean()
+            expected = share * wanted if wanted > 0 else added
+            np.testing.assert_allclose(after[mask], expected[mask], atol=1e-12)
+            assert wanted <= 0 or 0 <= after.min() <= after.max() == after[mask].max()
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_the_worst_blocks_conserve(name: str) -> None:
+    """Zero, opposite and huge values; an invalid pixel a thousand times as large as the valid ones."""
+    prediction = torch.tensor([[0.0, 0.0], [1.0, -1.0], [-2.0, -1.0], [1e-30, 0.0], [900.0, -900.0]])
+    coarse = torch.tensor([1.0, 1.0, 3.0, 2.0, 0.5])[:, None].expand(5, 2)
+    prediction, coarse = (t.reshape(5, 1, 1, 2).repeat(1, 1, 2, 1) for t in (prediction, coarse))
+    valid = torch.ones_like(prediction, dtype=torch.bool)
+    valid[:, :, 1, 1] = False
+    prediction[:, :, 1, 1] = 1e6
+    prediction.requires_grad_()
+    conserved = conserve(name, prediction, coarse, valid, 2)
+    assert conserved.isfinite().all()
+    means, _ = block_means(conserved.double(), valid, 2)
+    np.testing.assert_allclose(means.flatten().detach(), [1.0, 1.0, 3.0, 2.0, 0.5], atol=1e-6 * 900)
+    conserved.sum().backward()  # type: ignore[no-untyped-call]  # torch's own
+    assert prediction.grad is not None and prediction.grad.isfinite().all()
+
+
+def test_a_diverged_network_is_not_hidden() -> None:
+    prediction, coarse, valid = fields(6, 6, 3, 1.0, 0)
+    prediction[:, :, 0, 0] = torch.nan
+    for name in CONSERVATIONS:
+        assert conserve(name, prediction, coarse, valid, 3)[:, :, 0, 0].isnan().all()
+
+
+@pytest.mark.parametrize("name", CONSERVATIONS)
+def test_the_gradient_is_that_of_finite_differences(name: str) -> None:
     prediction, coarse, valid = fields(5, 7, 3, 0.5, 0)
     assert torch.autograd.gradcheck(
-        lambda p, c: conserve_additive(p, c, valid, 3), (prediction.requires_grad_(), coarse.requires_grad_())
+        lambda p, c: conserve(name, p, c, valid, 3), (prediction.requires_grad_(), coarse.requires_grad_())
     )
 
 
-def test_half_precision_prediction_conserves_in_the_precision_of_coarse() -> None:
+@pytest.mark.parametrize("name", HARD)
+def test_half_precision_prediction_conserves_in_the_precision_of_coarse(name: str) -> None:
     prediction, coarse, valid = fields(9, 9, 3, 1.0, 0, torch.float32)
-    conserved = conserve_additive(prediction.bfloat16(), coarse, valid, 3)
+    conserved = conserve(name, prediction.bfloat16(), coarse, valid, 3)
     assert conserved.dtype == torch.float32
     means, _ = block_means(conserved, valid, 3)
     torch.testing.assert_close(means, coarse[..., ::3, ::3], atol=1e-5, rtol=0)
@@ -101,11 +186,13 @@ def test_half_precision_prediction_conserves_in_the_precision_of_coarse() -> Non
 
 def test_bad_input_is_refused() -> None:
     prediction, coarse, valid = fields(6, 6, 3, 1.0, 0)
+    with pytest.raises(ValueError, match="conservation must be one of none, additive, .*, found 'ratio'"):
+        conserve("ratio", prediction, coarse, valid, 3)
     with pytest.raises(ValueError, match="factor must be at least 1, found 0"):
-        conserve_additive(prediction, coarse, valid, 0)
+        conserve("additive", prediction, coarse, valid, 0)
     with pytest.raises(ValueError, match="valid must be a bool mask, found torch.float64"):
-        conserve_additive(prediction, coarse, valid.double(), 3)
+        conserve("additive", prediction, coarse, valid.double(), 3)
     with pytest.raises(ValueError, match="prediction and coarse must have one shape"):
-        conserve_additive(prediction, coarse[..., ::3, ::3], valid, 3)
+        conserve("additive", prediction, coarse[..., ::3, ::3], valid, 3)
     with pytest.raises(ValueError, match="field and valid must have one shape"):
-        conserve_additive(prediction, coarse, valid[:1], 3)
+        conserve("additive", prediction, coarse, valid[:1], 3)

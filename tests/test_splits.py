@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sifscale.config import BlocksSplit, ConfigError, HoldOutSplit
-from sifscale.splits import NOWHERE, TEST, TRAIN, VALIDATION, block_ids, make_split, padded, split_blocks
+from sifscale.config import BlocksSplit, ConfigError, HoldOutSplit, PlacesSplit
+from sifscale.splits import NOWHERE, TEST, TRAIN, VALIDATION, block_ids, make_split, padded, split_blocks, split_places
 
 SIDE = st.integers(1, 60)
 ASSIGNMENT = st.sampled_from(["contiguous", "random"])
@@ -129,7 +131,7 @@ def test_blocks_hold_for_all_samples_of_one_place_only() -> None:
     parts = make_split(blocks(), (24, 28), ["a"] * 3, DAYS[:3], 0)
     assert parts.shape == (3, 24, 28)
     np.testing.assert_array_equal(parts[0], parts[2])
-    with pytest.raises(ConfigError, match="one place, use samples .found 2 places."):
+    with pytest.raises(ConfigError, match="one place, use places or samples .found 2 places."):
         make_split(blocks(), (24, 28), ["a", "b"], DAYS[:2], 0)
 
 
@@ -171,3 +173,31 @@ def test_padding_belongs_to_what_it_continues() -> None:
     wide = padded(parts, (3, 4))
     np.testing.assert_array_equal(wide[0], [[1, 3, 3, 3], [2, 0, 0, 0], [2, 0, 0, 0]])
     np.testing.assert_array_equal(padded(parts, (2, 2)), parts)
+
+
+@given(
+    counts=st.lists(st.integers(1, 30), min_size=3, max_size=40), folds=st.integers(3, 6), shuffle=st.randoms()
+)
+def test_folds_of_places_keep_places_whole_and_test_each_sample_once(
+    counts: list[int], folds: int, shuffle: random.Random
+) -> None:
+    places = [f"place {i}" for i, count in enumerate(counts) for _ in range(count)]
+    shuffle.shuffle(places)
+    if len(counts) < folds:
+        with pytest.raises(ConfigError, match="must not exceed the number of places"):
+            split_places(PlacesSplit(name="places", folds=folds, fold=0), places)
+        return
+    parts = np.stack([split_places(PlacesSplit(name="places", folds=folds, fold=i), places) for i in range(folds)])
+    assert ((parts == TEST).sum(axis=0) == 1).all() and ((parts == VALIDATION).sum(axis=0) == 1).all()
+    for place in set(places):
+        of_place = parts[:, np.array(places) == place]
+        assert (of_place == of_place[:, :1]).all()
+    # No fold is larger than an even share and one more place.
+    assert (parts == TEST).sum(axis=1).max() <= len(places) / folds + max(counts)
+    assert (parts == TEST).any(axis=1).all()
+
+
+def test_folds_of_places_do_not_depend_on_the_order_of_samples() -> None:
+    places = [f"place {i % 9}" for i in range(60)]
+    split = PlacesSplit(name="places", folds=3, fold=1)
+    np.testing.assert_array_equal(split_places(split, places)[::-1], split_places(split, places[::-1]))

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 SMALL = ("trainer.epochs=1", "trainer.threads=1", "trainer.progress=false")
 STUDIES = {  # words that make a study tiny, and its number of jobs
     "paper_table3": (("crop.size=8", "crop.number=10"), 6),
-    # one network and one baseline of seven arms, three folds of five
+    # one network, one interpolation and the study's own baseline of eleven arms, three folds of five
     "honest_minnesota": (
         (
-            "+experiment/honest_minnesota=bicubic_conservation,sifnet",
+            "+experiment/honest_minnesota=bicubic_conservation,ridge,sifnet",
             "split.fold=0,1,2",
             "split.folds=3",
             "split.block=[8,8]",
@@ -30,7 +30,7 @@ STUDIES = {  # words that make a study tiny, and its number of jobs
             "crop.size=3",
             "crop.number=4",
         ),
-        6,
+        9,
     ),
     # two composites of 48 x 48 cells
     "osse_demo": (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,8 +19,10 @@ from sifscale.config import PROJECT_ROOT, RunConfig
 from sifscale.crops import Plans
 from sifscale.datamodule import CropDataModule
 from sifscale.features import FeatureCube
+from sifscale.losses import aggregate, total_variation
+from sifscale.models.persistence import with_other_composite
 from sifscale.splits import TEST
-from sifscale.task import DownscalingTask
+from sifscale.task import DownscalingTask, Optimisation
 from sifscale.tracking import RunLog
 from sifscale.training import make_task, prepare_features, prepare_plans
 from sifscale.windows import open_or_build
@@ -29,9 +32,11 @@ if TYPE_CHECKING:
 
 NOWHERE_TO_LOG = RunLog(None, "")
 MODELS = sorted(path.stem for path in (PROJECT_ROOT / "conf" / "model").glob("*.yaml"))
-BASELINES = {"identity", "nearest", "bilinear", "bicubic"}
+WITHOUT_PARAMETERS = {"identity", "nearest", "bilinear", "bicubic", "nirv_ratio", "persistence"}
+IN_ONE_STEP = {"ridge", "random_forest", "gradient_boosting", "deconvolution"}
+LONGER = ("split=time", "window.period.end=2019-06-25", "window.name=longer")  # three composites
 # A halo of one coarse cell, which is what bilinear interpolation reads.
-WITH_HALO = ("split=time", "window.period.end=2019-06-25", "window.name=longer", "crop.size=16")
+WITH_HALO = (*LONGER, "crop.size=16")
 
 Room = tuple[RunConfig, FeatureCube, Plans, DownscalingTask, CropDataModule]
 
@@ -42,6 +47,8 @@ def room(workplace: Workplace, *words: str) -> Room:
     torch.manual_seed(run.seed)
     features = prepare_features(run, open_or_build(run))
     plans = prepare_plans(run, features)
+    if run.model.name == "persistence" and plans.parts is not None:
+        features = with_other_composite(features, plans.parts)
     data = CropDataModule(features, plans, batch_size=run.trainer.batch_size, seed=run.seed, augment=run.crop.augment)
     return run, features, plans, make_task(run, features, plans), data
 
@@ -79,14 +86,19 @@ def test_interpolation_scores_are_those_of_the_whole_field(
         assert found["test/coarse_rmse"] < 1e-6 * float(np.abs(actual).mean()), "nearest repeats the block means"
 
 
-@pytest.mark.parametrize("model", ["bicubic", "unet"])
-def test_conservation_makes_block_means_equal_the_observation(workplace: Workplace, tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "name"), [("bicubic", "additive"), ("unet", "additive"), ("unet", "multiplicative"), ("unet", "softmax")]
+)
+def test_conservation_makes_block_means_equal_the_observation(
+    workplace: Workplace, tmp_path: Path, model: str, name: str
+) -> None:
     words = (*WITH_HALO, f"model={model}")
     free = finish(room(workplace, *words), tmp_path)
-    parts = room(workplace, *words, "conservation=additive")
+    parts = room(workplace, *words, f"conservation={name}")
     held = finish(parts, tmp_path)
     size = float(np.nanmean(np.abs(np.asarray(parts[1].target))))
     assert held["test/coarse_rmse"] < 1e-6 * size < free["test/coarse_rmse"]
+    assert held["test/coarse_rmse_raw"] == free["test/coarse_rmse_raw"] == free["test/coarse_rmse"]
 
 
 def test_no_nan_ever_reaches_the_network(workplace: Workplace, tmp_path: Path) -> None:
@@ -105,7 +117,7 @@ def test_no_nan_ever_reaches_the_network(workplace: Workplace, tmp_path: Path) -
     assert all(np.isfinite(value) for value in scores.values())
 
 
-@pytest.mark.parametrize("loss", ["mse", "mae", "huber"])
+@pytest.mark.parametrize("loss", ["mse", "mae", "huber", "dssim", "spectral", "aggregate"])
 def test_the_loss_ignores_pixels_that_are_not_scored(workplace: Workplace, loss: str) -> None:
     _, _, _, task, data = room(workplace, f"trainer.loss={loss}")
     batch: dict[str, Any] = next(iter(data.train_dataloader()))
@@ -136,14 +148,90 @@ def test_the_loss_is_the_mean_over_scored_pixels(workplace: Workplace) -> None:
     assert float(task.training_step(batch, 0)) == pytest.approx(float((error**2).mean()), rel=1e-6)
 
 
+@pytest.mark.parametrize("loss", ["mse", "aggregate"])
+def test_soft_terms_add_to_the_loss_by_weight_and_look_before_conservation(workplace: Workplace, loss: str) -> None:
+    _, features, _, task, data = room(workplace, f"trainer.loss={loss}", "conservation=additive")
+    batch = next(iter(data.train_dataloader()))
+    scale = task.spec.scaler.target_scale
+
+    def judged(conservation_weight: float = 0.0, total_variation_weight: float = 0.0) -> float:
+        weights = {"conservation_weight": conservation_weight, "total_variation_weight": total_variation_weight}
+        options = Optimisation(**(asdict(task.optimisation) | weights))
+        other = DownscalingTask.create(task.spec, options, False)
+        other.load_state_dict(task.state_dict())
+        other.log = lambda *args, **kwargs: None  # type: ignore[method-assign]  # there is no trainer to log to
+        return float(other.training_step(batch, 0))
+
+    raw = DownscalingTask.create(replace(task.spec, conservation="none"), task.optimisation, False)
+    raw.load_state_dict(task.state_dict())
+    with torch.no_grad():
+        free = raw(batch["predictors"], batch["coarse"]) / scale
+    fields = free, batch["coarse"] / scale, batch["valid"], batch["scored"]
+    mismatch = float(aggregate(*fields, features.block_px))
+    assert mismatch > 1e-4
+    assert judged(conservation_weight=2.0) - judged() == pytest.approx(2 * mismatch, rel=1e-4)
+    steps = float(total_variation(free, batch["scored"]))
+    assert judged(total_variation_weight=3.0) - judged() == pytest.approx(3 * steps, rel=1e-4)
+    if loss == "aggregate":
+        assert judged() == pytest.approx(mismatch, rel=1e-5)
+
+
+def test_without_fine_truth_nothing_but_its_block_means_is_learned_from(workplace: Workplace, tmp_path: Path) -> None:
+    """Truth shuffled within its coarse cells, in all parts: no bit of the weights and of the chosen epoch changes."""
+    words = ("trainer.loss=aggregate", "trainer.epochs=4", "features=base", "conservation=additive")
+    run, features, plans, task, _ = room(workplace, *words)
+    found = []
+    for shuffled in (False, True):
+        truth = within_blocks_shuffled(features) if shuffled else np.asarray(features.target)
+        seen = replace(features, target=truth)
+        data = CropDataModule(seen, plans, batch_size=run.trainer.batch_size, seed=run.seed, augment=True)
+        torch.manual_seed(0)
+        learner = DownscalingTask.create(task.spec, task.optimisation, False)
+        folder = tmp_path / str(shuffled)
+        folder.mkdir()
+        history = fitting.fit(run, learner, data, folder, NOWHERE_TO_LOG)
+        epoch = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)["epoch"]
+        found.append((learner.state_dict(), epoch, history))
+        assert make_task(run, seen, plans).spec.scaler == task.spec.scaler
+    (weights, epoch, history), (others, other_epoch, other_history) = found
+    assert all(torch.equal(weights[key], others[key]) for key in weights) and epoch == other_epoch
+    assert [value for _, value in history["val/loss"]] == [value for _, value in other_history["val/loss"]]
+    assert history["val/rmse"] != other_history["val/rmse"], "the truth was shuffled indeed"
+    by_loss = [value for _, value in history["val/loss"]]
+    assert epoch == by_loss.index(min(by_loss))
+
+
+def test_the_configuration_reaches_the_task(workplace: Workplace) -> None:
+    words = ("trainer.loss=dssim", "conservation_weight=0.5", "trainer.total_variation_weight=0.25")
+    options = room(workplace, *words)[3].optimisation
+    assert (options.loss, options.conservation_weight, options.total_variation_weight) == ("dssim", 0.5, 0.25)
+
+
+def within_blocks_shuffled(features: FeatureCube) -> NDArray[np.float32]:
+    """The target with the valid pixels of each coarse cell in another order."""
+    truth, valid = np.array(features.target), np.asarray(features.valid)
+    rng, block = np.random.default_rng(0), features.block_px
+    for sample, y, x in np.ndindex(truth.shape[0], truth.shape[1] // block, truth.shape[2] // block):
+        at = (sample, slice(y * block, (y + 1) * block), slice(x * block, (x + 1) * block))
+        cell = truth[at]
+        cell[valid[at]] = rng.permutation(cell[valid[at]])
+        truth[at] = cell
+    return truth
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_every_model_trains_and_is_tested(workplace: Workplace, tmp_path: Path, model: str) -> None:
-    parts = room(workplace, f"model={model}", "crop.number=2", "trainer.epochs=1", "trainer.batch_size=2")
+    words = LONGER if model == "persistence" else ()
+    parts = room(workplace, *words, f"model={model}", "crop.number=2", "trainer.epochs=1", "trainer.batch_size=2")
     run, _, _, task, data = parts
-    before = [parameter.detach().clone() for parameter in task.parameters()]
+    before = {name: value.clone() for name, value in task.state_dict().items()}
     history = fitting.fit(run, task, data, tmp_path, NOWHERE_TO_LOG)
-    assert (model in BASELINES) == (not history) == (not before)
-    if before:
+    assert (model in WITHOUT_PARAMETERS | IN_ONE_STEP) == (not history)
+    after = task.state_dict()
+    changed = any(not torch.equal(value, after[name]) for name, value in before.items())
+    assert changed == (model not in WITHOUT_PARAMETERS)
+    if history:
         assert len(history["val/rmse"]) == 1
-        assert any(not torch.equal(a, b) for a, b in zip(before, task.parameters(), strict=True))
+    kept = torch.load(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(value, kept[name]) for name, value in task.state_dict().items())
     assert np.isfinite(finish(parts, tmp_path)["test/rmse"])

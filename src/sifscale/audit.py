@@ -11,6 +11,7 @@ from scipy import ndimage
 from sifscale import grid
 from sifscale.crops import Plans
 from sifscale.features import FeatureCube
+from sifscale.noise_floor import FLOOR_SHARE
 from sifscale.splits import TEST
 
 Mask = NDArray[np.bool_]
@@ -41,8 +42,7 @@ def audit(features: FeatureCube, plans: Plans, scaler_saw: Mask) -> list[Finding
     that normalisation, or any scaling before it, was fitted on.
     """
     test = scored_pixels(plans, features.coarse.shape)
-    # Exactly 0: a gap that legacy.zero_gaps filled. Such pixels hide what holds for the observed ones.
-    observed = np.asarray(features.valid) & (np.asarray(features.target) != 0)
+    observed = observed_pixels(features)
     return [
         *_overlap(plans, test),
         *_shared_places(plans, test, features),
@@ -50,6 +50,26 @@ def audit(features: FeatureCube, plans: Plans, scaler_saw: Mask) -> list[Finding
         *_derived_predictors(features, observed),
         *_moving_mean_coarse(features, observed),
     ]
+
+
+def below_noise_floor(rmse: float, floor_rmse: float) -> list[Finding]:
+    """A test RMSE that the noise of the target does not allow (``noise_floor.py``), asked after the test."""
+    if not rmse < FLOOR_SHARE * floor_rmse:
+        return []
+    text = (
+        f"test RMSE {rmse:.4g} is below {FLOOR_SHARE} x the noise floor of the target, {floor_rmse:.4g}: no honest "
+        "model gets there; look for what lets the target through"
+    )
+    return [Finding("below_noise_floor", text)]
+
+
+def observed_pixels(features: FeatureCube) -> Mask:
+    """Pixels (sample, y, x) of which the target was measured.
+
+    Not those that are exactly 0, a gap that legacy.zero_gaps filled: they hide what holds for the others.
+    """
+    observed: Mask = np.asarray(features.valid) & (np.asarray(features.target) != 0)
+    return observed
 
 
 def scored_pixels(plans: Plans, shape: tuple[int, int, int]) -> Mask:

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+CONSERVATIONS = ("none", "additive", "multiplicative", "softmax")
+LARGEST_RATIO = 10.0  # beyond it a multiplication would blow up the noise of a block more than it corrects its mean
+
 
 def block_means(field: Tensor, valid: Tensor, factor: int) -> tuple[Tensor, Tensor]:
     """Mean of `field` over the valid pixels of each `factor` x `factor` block, and how many those are.
@@ -30,27 +33,80 @@ def block_means(field: Tensor, valid: Tensor, factor: int) -> tuple[Tensor, Tens
     return sums / counts.clamp(min=1), counts
 
 
-def conserve_additive(prediction: Tensor, coarse: Tensor, valid: Tensor, factor: int) -> Tensor:
-    """Add one constant to each block so that the mean of its valid pixels equals its coarse value.
+def conserve(name: str, prediction: Tensor, coarse: Tensor, valid: Tensor, factor: int) -> Tensor:
+    """Change a prediction so that the mean of the valid pixels of each block equals its coarse value.
 
-    All (B, 1, H, W): `prediction` and `coarse` in one unit, `coarse` constant in each `factor` x `factor`
-    block, `valid` bool. The constant goes to all pixels of the block, the invalid ones too; a block without
-    valid pixels stays as it is, so a block whose coarse value is missing must not have any. A block cut by
-    the edge is given the coarse value over the part that is there. Of all corrections of the valid pixels
-    that conserve, this is the smallest in the least-squares sense (an orthogonal projection).
-    Differentiable. A prediction in half precision comes back in the dtype of `coarse`. Raises ValueError as
-    `block_means` does, or where the shapes of `prediction` and `coarse` differ.
+    All (B, 1, H, W): `prediction` and `coarse` in one unit, `coarse` constant in each `factor` x `factor` block,
+    `valid` bool. One change goes to all pixels of a block, the invalid ones too; a block without valid pixels
+    stays as it is, so a block whose coarse value is missing must not have any. A block cut by the edge is given
+    the coarse value over the part that is there. Differentiable, also where invalid pixels are NaN. A prediction
+    in half precision comes back in the dtype of `coarse`. name:
+
+    none: the prediction as it is.
+    additive: one constant is added to the block; of all corrections of the valid pixels that conserve, this is
+    the smallest in the least-squares sense (an orthogonal projection).
+    multiplicative: the block is multiplied by coarse value / predicted mean, which keeps its relative pattern.
+    Where that ratio is not above 0 or is above `LARGEST_RATIO` (the predicted mean is near 0 or of the other
+    sign, or the coarse value is 0) the block is changed as by additive.
+    softmax: n c exp(p) / sum(exp(p)) over the n valid pixels of a block with coarse value c (Harder et al. 2023,
+    arXiv 2208.05424), never negative. exp makes it depend on the unit: meant for networks trained through it. An
+    invalid pixel gets at most what the largest valid one of its block gets. Where c is not above 0 the block is
+    changed as by additive.
+
+    Raises ValueError for another name, as `block_means` does, or where the shapes of `prediction` and `coarse`
+    differ.
     """
+    if name not in CONSERVATIONS:
+        raise ValueError(f"conservation must be one of {', '.join(CONSERVATIONS)}, found {name!r}")
     if prediction.shape != coarse.shape:
         raise ValueError(
             f"prediction and coarse must have one shape, found {tuple(prediction.shape)} and "
             f"{tuple(coarse.shape)}: repeat the coarse value over its block"
         )
+    if name == "none":
+        return prediction
+    if name == "additive":
+        return _added(prediction, coarse, valid, factor)
+    known = valid | prediction.isfinite()
+    readable = torch.where(known, prediction, 0)  # a product with NaN has no gradient, even where it is not used
+    changed = (_multiplied if name == "multiplicative" else _softmax)(readable, coarse, valid, factor)
+    return torch.where(known, changed, prediction)
+
+
+def _added(prediction: Tensor, coarse: Tensor, valid: Tensor, factor: int) -> Tensor:
     # the mean of the difference, not the difference of means: smaller numbers, smaller rounding error
     shift, _ = block_means(coarse - prediction, valid, factor)
-    height, width = prediction.shape[-2:]
-    shift_per_pixel = F.interpolate(shift, scale_factor=factor, mode="nearest-exact")[..., :height, :width]
-    return prediction + shift_per_pixel
+    return prediction + _on_pixels(shift, prediction, factor)
+
+
+def _multiplied(prediction: Tensor, coarse: Tensor, valid: Tensor, factor: int) -> Tensor:
+    wanted, _ = block_means(coarse, valid, factor)
+    predicted, _ = block_means(prediction, valid, factor)
+    usable = (wanted * predicted > 0) & (wanted.abs() <= LARGEST_RATIO * predicted.abs())
+    # where() differentiates what it does not choose too: a 1 in place of 0 keeps that finite
+    ratio = torch.where(usable, wanted / torch.where(usable, predicted, 1), 1)
+    # what is still missing: rounding, and all of it in the other blocks
+    return _added(prediction * _on_pixels(ratio, prediction, factor), coarse, valid, factor)
+
+
+def _softmax(prediction: Tensor, coarse: Tensor, valid: Tensor, factor: int) -> Tensor:
+    wanted, counts = block_means(coarse, valid, factor)
+    usable = (wanted > 0) & (counts > 0)
+    prediction = prediction.to(coarse.dtype)
+    largest = F.max_pool2d(torch.where(valid, prediction, -torch.inf), factor, ceil_mode=True)
+    largest = torch.where(counts > 0, largest, 0)  # it cancels out, and keeps exp from overflowing
+    weight = (prediction - _on_pixels(largest, prediction, factor)).clamp(max=0).exp()
+    mean_weight, _ = block_means(weight, valid, factor)
+    per_weight = torch.where(usable, wanted / torch.where(usable, mean_weight, 1), 0)
+    changed = weight * _on_pixels(per_weight, prediction, factor)
+    chosen = _on_pixels(usable.to(prediction.dtype), prediction, factor) > 0
+    return torch.where(chosen, changed, _added(prediction, coarse, valid, factor))
+
+
+def _on_pixels(blocks: Tensor, like: Tensor, factor: int) -> Tensor:
+    """Values of blocks repeated over their pixels, (B, 1, H, W) as `like`."""
+    height, width = like.shape[-2:]
+    return F.interpolate(blocks, scale_factor=factor, mode="nearest-exact")[..., :height, :width]
 
 
 def _block_sums(field: Tensor, factor: int) -> Tensor:

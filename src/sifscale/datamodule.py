@@ -14,9 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from sifscale.config import ConfigError, Normalisation
-from sifscale.crops import CropPlan, Plans
+from sifscale.crops import CropPlan, Plans, covering_crops
 from sifscale.features import FeatureCube
-from sifscale.splits import TEST, TRAIN
+from sifscale.splits import NOWHERE, TEST, TRAIN
 
 Batch = dict[str, Tensor]
 
@@ -68,8 +68,10 @@ def training_pixels(plans: Plans, features: FeatureCube, normalisation: Normalis
 class CropBatches(Dataset[Batch]):
     """A batch for a list of crop numbers: one gather a batch, no work a crop in Python workers."""
 
-    def __init__(self, features: FeatureCube, plan: CropPlan, parts: NDArray[np.int8] | None) -> None:
-        self.features, self.plan, self.parts = features, plan, parts
+    def __init__(
+        self, features: FeatureCube, plan: CropPlan, parts: NDArray[np.int8] | None, part: int = TEST
+    ) -> None:
+        self.features, self.plan, self.parts, self.part = features, plan, parts, part
 
     def __len__(self) -> int:
         return len(self.plan)
@@ -77,7 +79,7 @@ class CropBatches(Dataset[Batch]):
     def __getitem__(self, numbers: list[int]) -> Batch:
         """predictors (B, C, H, W), coarse and target (B, 1, H, W) float32; valid, scored (B, 1, H, W) bool.
 
-        valid: target observed. scored: valid, in the core of the crop and, in a test crop, in the test part.
+        valid: target observed. scored: valid, in the core of the crop and, where parts are given, in ``part``.
         crop (B,): the numbers. Values are physical, gaps NaN: the task normalises and fills them.
         """
         size, features = self.plan.size, self.features
@@ -86,7 +88,7 @@ class CropBatches(Dataset[Batch]):
         valid = np.stack([features.valid[at] for at in cut])
         scored = valid & self._cores(rows)
         if self.parts is not None:
-            scored &= np.stack([self.parts[at] == TEST for at in cut])
+            scored &= np.stack([self.parts[at] == self.part for at in cut])
         return {
             "predictors": torch.from_numpy(np.stack([features.predictors[s, :, y, x] for s, y, x in cut])),
             "coarse": torch.from_numpy(np.stack([features.coarse[at] for at in cut]))[:, None],
@@ -160,6 +162,20 @@ class CropDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> DataLoader[Batch]:
         """Test crops in order; each pixel of the test part is scored once."""
         return self._loader(self.plans.test, self.plans.parts, None)
+
+    def each_pixel_once(self, part: int) -> Iterator[Batch]:
+        """Batches in which each valid pixel of ``part`` (TRAIN, VALIDATION, ...) is scored exactly once, in order.
+
+        As in a test, crops reach beyond the part, so that a pixel at its edge has the surroundings that it has in
+        the map; only their coarse field and bands are to be read. In every process all of them.
+        """
+        plans, valid = self.plans, np.asarray(self.features.valid)
+        parts = plans.parts
+        if parts is None:  # crops were split, not pixels
+            parts = np.where(plans.train.covered(valid.shape), TRAIN, NOWHERE).astype(np.int8)
+        plan = covering_crops(parts == part, valid, plans.train.size, self.features.block_px)
+        crops = CropBatches(self.features, plan, parts, part)
+        return (crops[numbers] for numbers in BatchOrder(len(crops), self.batch_size, None))
 
     def _loader(self, plan: CropPlan, parts: NDArray[np.int8] | None, seed: int | None) -> DataLoader[Batch]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -11,24 +11,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SUMS = ("n", "y", "yy", "p", "pp", "yp", "abs_error")
+SUMS = ("n", "y", "yy", "p", "pp", "yp", "abs_error", "negative")
 # A sum of squares about the mean that is smaller than this share of the plain sum of squares is rounding.
 ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over valid pixels of target y and prediction p, float64, shape (7,) or (7, positions).
+    """Sums over valid pixels of target y and prediction p, float64, shape (8,), or (8, columns) kept apart.
 
-    Rows in the order of ``SUMS``: count, y, y^2, p, p^2, y p, |p - y|.
+    Rows in the order of ``SUMS``: count, y, y^2, p, p^2, y p, |p - y|, count of p < 0.
     """
 
     values: Tensor
 
     @classmethod
-    def zero(cls, positions: int | None = None) -> Sums:
-        """Nothing seen yet; ``positions`` keeps one column a pixel position of a crop."""
-        shape = (len(SUMS),) if positions is None else (len(SUMS), positions)
+    def zero(cls, columns: int | None = None) -> Sums:
+        """Nothing seen yet; ``columns`` keeps as many pixel positions of a crop, or blocks of the map, apart."""
+        shape = (len(SUMS),) if columns is None else (len(SUMS), columns)
         return cls(torch.zeros(shape, dtype=torch.float64))
 
     @classmethod
@@ -37,37 +37,24 @@ class Sums:
 
         by_position: keep the H x W positions of the crop apart, summing over the batch only.
         """
-        y = torch.where(valid, target, 0).double()
-        p = torch.where(valid, prediction, 0).double()
-        terms = torch.stack([valid.double(), y, y * y, p, p * p, y * p, (p - y).abs()])
+        terms = _terms(prediction, target, valid)
         return cls(terms.sum(dim=1).flatten(1) if by_position else terms.flatten(1).sum(dim=1))
+
+    @classmethod
+    def by_block(cls, prediction: Tensor, target: Tensor, valid: Tensor, block: Tensor, blocks: int) -> Sums:
+        """Sums of one batch as in :meth:`of`, in ``blocks`` columns; ``block`` (B, 1, H, W) int64 is each pixel's."""
+        terms = _terms(prediction, target, valid).flatten(1)
+        return cls(terms.new_zeros(len(SUMS), blocks).index_add_(1, block.flatten(), terms))
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(self.values.to(other.values.device) + other.values)
 
     def finish(self) -> dict[str, float]:
-        """R2, MAE, RMSE, bias, correlation (r) and n, pooled over everything added.
-
-        R2 and r are NaN where the target (for r: or the prediction) is constant. Raises ValueError when
-        nothing was added.
-        """
-        totals = self.values.flatten(1).sum(dim=1) if self.values.ndim > 1 else self.values
-        n, y, yy, p, pp, yp, abs_error = totals.tolist()
-        if n == 0:
-            raise ValueError(
-                "no valid pixel was scored: check split, crop.min_valid and the gaps of the target"
-            )
-        squared_error = max(yy - 2 * yp + pp, 0.0)
-        spread_y, spread_p = _spread(totals[:3]).item(), _spread(totals[[0, 3, 4]]).item()
-        both = (spread_y * spread_p) ** 0.5
-        return {
-            "n": n,
-            "r2": 1 - squared_error / spread_y if spread_y else float("nan"),
-            "mae": abs_error / n,
-            "rmse": (squared_error / n) ** 0.5,
-            "bias": (p - y) / n,
-            "r": (yp - y * p / n) / both if both else float("nan"),
-        }
+        """The scores of :func:`scores`, pooled over everything added; ValueError when nothing was added."""
+        totals = self._totals()
+        if totals[0] == 0:
+            raise ValueError("no valid pixel was scored: check split, crop.min_valid and the gaps of the target")
+        return {name: score.item() for name, score in scores(totals).items()}
 
     def r2_positions(self) -> float:
         """The notebooks' R2: one R2 a pixel position over all test crops, then the plain mean over positions.
@@ -78,21 +65,74 @@ class Sums:
         """
         if self.values.ndim != 2:
             raise ValueError("R2 by position needs sums kept by position; add Sums.of(..., by_position=True)")
-        _, _, yy, _, pp, yp, _ = self.values
+        _, _, yy, _, pp, yp, _, _ = self.values
         error, spread = yy - 2 * yp + pp, _spread(self.values[:3])
         constant = torch.where(error > ROUNDING * yy, 0.0, 1.0).double()
-        scores = torch.where(spread > 0, 1 - error / spread.where(spread > 0, 1), constant)
-        return float(scores[self.values[0] > 1].mean())
+        by_position = torch.where(spread > 0, 1 - error / spread.where(spread > 0, 1), constant)
+        return float(by_position[self.values[0] > 1].mean())
 
     def to_dict(self) -> dict[str, float]:
         """Pooled sums as plain numbers, for a file that a study merges later."""
-        totals = self.values.flatten(1).sum(dim=1) if self.values.ndim > 1 else self.values
-        return dict(zip(SUMS, totals.tolist(), strict=True))
+        return dict(zip(SUMS, self._totals().tolist(), strict=True))
 
     @classmethod
     def from_dict(cls, sums: Mapping[str, float]) -> Sums:
         """Inverse of :meth:`to_dict`."""
         return cls(torch.tensor([sums[name] for name in SUMS], dtype=torch.float64))
+
+    def _totals(self) -> Tensor:
+        return self.values.flatten(1).sum(dim=1) if self.values.ndim > 1 else self.values
+
+
+def scores(sums: Tensor) -> dict[str, Tensor]:
+    """Scores, each (...), of sums (8, ...) in the order of ``SUMS``, counts above 0.
+
+    n; r2; mae, rmse, bias (mean of p - y) and target_sd in the unit of the target; correlation (Pearson's);
+    negative_share (0..1 of the predictions). r2 and correlation are NaN where the target (for the latter: or
+    the prediction) is constant.
+    """
+    n, y, yy, p, pp, yp, abs_error, negative = sums
+    squared_error = (yy - 2 * yp + pp).clamp(min=0)
+    spread_y, spread_p = _spread(sums[:3]), _spread(sums[[0, 3, 4]])
+    return {
+        "n": n,
+        "r2": 1 - _ratio(squared_error, spread_y),
+        "mae": abs_error / n,
+        "rmse": (squared_error / n).sqrt(),
+        "bias": (p - y) / n,
+        "correlation": _ratio(yp - y * p / n, (spread_y * spread_p).sqrt()),
+        "negative_share": negative / n,
+        "target_sd": (spread_y / n).sqrt(),
+    }
+
+
+def r2_residual(model: Sums, reference: Sums) -> float:
+    """R2 of what is beyond a reference b: how much of y - b the prediction's p - b explains.
+
+    1 - sum (p - y)^2 / sum (y - b - mean(y - b))^2: 1 is exact, 0 no better than the reference without its
+    bias, NaN where the reference is wrong by a constant only. Equals scikit-learn's ``r2_score(y - b, p - b)``;
+    no sum of its own is needed, since the errors of p - b and of p are the same. Raises ValueError where the
+    two were not scored on as many pixels.
+    """
+    ours, theirs = model.finish(), reference.finish()
+    if ours["n"] != theirs["n"]:
+        raise ValueError(
+            f"model and reference must be scored on the same pixels, found {ours['n']:.0f} and {theirs['n']:.0f}"
+        )
+    variance = theirs["rmse"] ** 2 - theirs["bias"] ** 2
+    return 1 - ours["rmse"] ** 2 / variance if variance > ROUNDING * theirs["rmse"] ** 2 else float("nan")
+
+
+def skill(rmse: float, reference_rmse: float) -> float:
+    """Share of the reference's squared error that is gone: 1 - (rmse / reference_rmse)^2 (Murphy 1988)."""
+    return 1 - (rmse / reference_rmse) ** 2 if reference_rmse > 0 else float("nan")
+
+
+def _terms(prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """What each pixel adds: (8, B, 1, H, W) float64, 0 where it is not valid."""
+    y = torch.where(valid, target, 0).double()
+    p = torch.where(valid, prediction, 0).double()
+    return torch.stack([valid.double(), y, y * y, p, p * p, y * p, (p - y).abs(), (p < 0).double()])
 
 
 def _spread(sums: Tensor) -> Tensor:
@@ -102,6 +142,5 @@ def _spread(sums: Tensor) -> Tensor:
     return torch.where(spread > ROUNDING * squares, spread, 0)
 
 
-def skill(rmse: float, reference_rmse: float) -> float:
-    """Share of the reference's squared error that is gone: 1 - (rmse / reference_rmse)^2 (Murphy 1988)."""
-    return 1 - (rmse / reference_rmse) ** 2 if reference_rmse > 0 else float("nan")
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    return torch.where(whole > 0, part / whole.where(whole > 0, 1), torch.nan)

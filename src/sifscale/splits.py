@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sifscale.config import BlocksSplit, ConfigError, HoldOutSplit
+from sifscale.config import BlocksSplit, ConfigError, HoldOutSplit, PlacesSplit
 
 NOWHERE, TRAIN, VALIDATION, TEST = 0, 1, 2, 3
 PART_NAMES = {NOWHERE: "guard", TRAIN: "train", VALIDATION: "validation", TEST: "test"}
@@ -98,8 +98,29 @@ def split_samples(
     return np.array([part[key] for key in keys], dtype=np.int8)
 
 
+def split_places(split: PlacesSplit, places: Sequence[str]) -> NDArray[np.int8]:
+    """Part of each sample, shape (sample,): the groups of places in folds with about as many samples each.
+
+    Which fold a place is in depends on the places alone, so that runs of any seed can be paired. ConfigError for
+    fewer places than folds.
+    """
+    names, member, samples = np.unique(np.array(places, str), return_inverse=True, return_counts=True)
+    if len(names) < split.folds:
+        raise ConfigError([f"split.folds: must not exceed the number of places, {len(names)} (found {split.folds})"])
+    fold, load = np.empty(len(names), np.int64), np.zeros(split.folds, np.int64)
+    # Large groups first, equal ones in a random but fixed order: neighbours in name are often neighbours on the map.
+    shuffled = np.random.default_rng(0).permutation(len(names))
+    for group in shuffled[np.argsort(-samples[shuffled], kind="stable")]:
+        fold[group] = load.argmin()
+        load[fold[group]] += samples[group]
+    parts = np.full(len(places), TRAIN, np.int8)
+    parts[(fold == (split.fold + 1) % split.folds)[member]] = VALIDATION
+    parts[(fold == split.fold)[member]] = TEST
+    return parts
+
+
 def make_split(
-    split: BlocksSplit | HoldOutSplit,
+    split: BlocksSplit | PlacesSplit | HoldOutSplit,
     shape: tuple[int, int],
     places: Sequence[str],
     times: NDArray[np.datetime64],
@@ -112,12 +133,16 @@ def make_split(
     if isinstance(split, BlocksSplit):
         if len(set(places)) > 1:
             found = f"(found {len(set(places))} places)"
-            raise ConfigError([f"split.name: blocks needs a window of one place, use samples {found}"])
+            raise ConfigError([f"split.name: blocks needs a window of one place, use places or samples {found}"])
         parts = np.broadcast_to(split_blocks(split, shape, seed), (len(places), *shape))
     else:
-        by_sample = split_samples(split, places, times, seed)
+        if isinstance(split, PlacesSplit):
+            by_sample = split_places(split, places)
+        else:
+            by_sample = split_samples(split, places, times, seed)
         parts = np.broadcast_to(by_sample[:, None, None], (len(places), *shape))
-    wanted = [TRAIN, VALIDATION] if isinstance(split, BlocksSplit) or split.validation_share else [TRAIN]
+    no_validation = isinstance(split, HoldOutSplit) and not split.validation_share
+    wanted = [TRAIN] if no_validation else [TRAIN, VALIDATION]
     empty = [PART_NAMES[part] for part in wanted if not (parts == part).any()]
     if empty:
         remedy = "use larger blocks, fewer folds or a smaller guard"

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from sifscale.conservation import block_means, conserve_additive
+from sifscale.conservation import block_means, conserve
 from sifscale.datamodule import Batch, Scaler
+from sifscale.losses import PIXEL_LOSSES, aggregate, total_variation
 from sifscale.metrics import Sums
-from sifscale.models import MODELS
+from sifscale.models import MODELS, PHYSICAL
 from sifscale.models.interpolation import Mode, upsample
+from sifscale.models.regression import Fields
 
 REFERENCES: tuple[Mode, ...] = ("nearest", "bilinear")  # scored beside every model, on the same pixels
-LOSSES: dict[str, Callable[..., Tensor]] = {
-    "mse": F.mse_loss,
-    "mae": F.l1_loss,
-    "huber": F.huber_loss,
-}
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class TaskSpec:
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How weights are learned; see conf/trainer for the meaning of the values."""
+    """How weights are learned; see conf/trainer and conf/train.yaml for the meaning of the values."""
 
     loss: str
     optimiser: str
@@ -54,6 +49,8 @@ class Optimisation:
     weight_decay: float
     schedule: str
     epochs: int
+    total_variation_weight: float = 0.0
+    conservation_weight: float = 0.0
 
 
 def build_model(spec: TaskSpec) -> nn.Module:
@@ -61,6 +58,8 @@ def build_model(spec: TaskSpec) -> nn.Module:
     options = {key: value for key, value in spec.model.items() if key not in ("name", "any_size")}
     if spec.model["name"] == "cnn_dense":
         options["size"] = spec.size
+    if spec.model["name"] in PHYSICAL:
+        options |= {"channels": spec.channels, "scaler": spec.scaler}
     return MODELS[spec.model["name"]](in_channels=len(spec.channels), factor=spec.block_px, **options)
 
 
@@ -97,33 +96,55 @@ class DownscalingTask(pl.LightningModule):
 
         valid (B, 1, H, W) bool: pixels over which coarse was observed; needed where the run conserves.
         """
+        raw = self._raw(predictors, coarse)
+        return raw if valid is None else self._conserved(raw, coarse, valid)
+
+    def _raw(self, predictors: Tensor, coarse: Tensor) -> Tensor:
         output: Tensor = self.model(*self._normal(predictors, coarse))
-        prediction = output.float() * self.spec.scaler.target_scale + self.spec.scaler.target_offset
-        if self.spec.conservation == "additive" and valid is not None:
-            prediction = conserve_additive(prediction, coarse, valid, self.spec.block_px)
-        return prediction
+        return output.float() * self.spec.scaler.target_scale + self.spec.scaler.target_offset
+
+    def _conserved(self, raw: Tensor, coarse: Tensor, valid: Tensor) -> Tensor:
+        return conserve(self.spec.conservation, raw, coarse, valid, self.spec.block_px)
 
     def _normal(self, predictors: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         scaled = torch.nan_to_num((predictors - self.offset) / self.scale, nan=0.0)
         return scaled, (coarse - self.spec.scaler.target_offset) / self.spec.scaler.target_scale
 
+    def fields(self, batch: Batch) -> Fields:
+        """A batch as models that are fitted in one step read it: normalised as in `forward`, scored pixels counted."""
+        predictors, coarse = self._normal(batch["predictors"], batch["coarse"])
+        target = (batch["target"] - self.spec.scaler.target_offset) / self.spec.scaler.target_scale
+        return Fields(predictors, coarse, target, batch["scored"])
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss over scored pixels, in units of the target's scale."""
-        loss = self._loss(self.forward(batch["predictors"], batch["coarse"], batch["valid"]), batch)
+        _, loss = self._predict_and_judge(batch)
         self.log("train/loss", loss, on_epoch=True, on_step=False, batch_size=len(batch["crop"]), sync_dist=True)
         return loss
 
-    def _loss(self, prediction: Tensor, batch: Batch) -> Tensor:
-        scored, scale = batch["scored"], self.spec.scaler.target_scale
-        total = LOSSES[self.optimisation.loss](
-            prediction[scored] / scale, batch["target"][scored] / scale, reduction="sum"
-        )
-        return total / scored.sum().clamp(min=1)  # a batch without a scored pixel teaches nothing, and is no NaN
+    def _predict_and_judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Conserved prediction and loss.
+
+        Terms about block means read the prediction before it is conserved: afterwards there is nothing to learn.
+        """
+        options, scale, block_px = self.optimisation, self.spec.scaler.target_scale, self.spec.block_px
+        coarse, valid, scored = batch["coarse"], batch["valid"], batch["scored"]
+        raw = self._raw(batch["predictors"], coarse)
+        prediction = self._conserved(raw, coarse, valid)
+        if options.loss == "aggregate":  # never reads the target
+            loss = aggregate(raw / scale, coarse / scale, valid, scored, block_px)
+        else:
+            loss = PIXEL_LOSSES[options.loss](prediction / scale, batch["target"] / scale, scored)
+        if options.conservation_weight:
+            mismatch = aggregate(raw / scale, coarse / scale, valid, scored, block_px)
+            loss = loss + options.conservation_weight * mismatch
+        if options.total_variation_weight:
+            loss = loss + options.total_variation_weight * total_variation(raw / scale, scored)
+        return prediction, loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add up scores; the epoch's end finishes them."""
-        prediction = self(batch["predictors"], batch["coarse"], batch["valid"])
-        loss = self._loss(prediction, batch)
+        prediction, loss = self._predict_and_judge(batch)
         self.log("val/loss", loss, batch_size=len(batch["crop"]), sync_dist=True)
         self._add("model", Sums.of(prediction, batch["target"], batch["scored"]))
 
@@ -132,21 +153,28 @@ class DownscalingTask(pl.LightningModule):
         scores = self._finish()["model"].finish()
         self.log_dict({f"val/{name}": scores[name] for name in ("r2", "mae", "rmse")}, sync_dist=True)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add up scores of the model, of the references and of coarse consistency."""
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Add up scores of the model, of the references and of coarse consistency; returns the predictions by name."""
         target, coarse, scored = batch["target"], batch["coarse"], batch["scored"]
-        prediction = self(batch["predictors"], coarse, batch["valid"])
+        raw = self._raw(batch["predictors"], coarse)
+        prediction = self._conserved(raw, coarse, batch["valid"])
         self._add("model", Sums.of(prediction, target, scored, by_position=self.keep_positions))
+        predictions = {"model": prediction}
         for name in REFERENCES:
-            self._add(name, Sums.of(upsample(coarse, self.spec.block_px, name), target, scored))
-        means, _ = block_means(prediction, batch["valid"], self.spec.block_px)
+            predictions[name] = upsample(coarse, self.spec.block_px, name)
+            self._add(name, Sums.of(predictions[name], target, scored))
+        observation = coarse[..., :: self.spec.block_px, :: self.spec.block_px]
         _, counted = block_means(prediction, scored, self.spec.block_px)
-        self._add(
-            "coarse", Sums.of(means, coarse[..., :: self.spec.block_px, :: self.spec.block_px], counted > 0)
-        )
+        for key, field in (("coarse", prediction), ("coarse_raw", raw)):
+            means, _ = block_means(field, batch["valid"], self.spec.block_px)
+            self._add(key, Sums.of(means, observation, counted > 0))
+        return predictions
 
     def test_sums(self) -> dict[str, Sums]:
-        """Sums of the last test: model, each reference, and ``coarse`` (block means against the observation)."""
+        """Sums of the last test: model, each reference, and block means of the prediction against the observation.
+
+        These are ``coarse``, and ``coarse_raw`` before the prediction was made to conserve.
+        """
         return self._tested
 
     def on_test_epoch_end(self) -> None:
@@ -165,11 +193,18 @@ class DownscalingTask(pl.LightningModule):
         return reduced
 
     def configure_optimizers(self) -> Any:
-        """Adam or AdamW; cosine to zero at the last epoch where asked for."""
+        """Adam or AdamW; where asked for, the learning rate falls to zero along a cosine, or rises first (one_cycle).
+
+        one_cycle: Smith & Topin 2019 (doi:10.1117/12.2520589), step by step, as torch has it by default.
+        """
         options = self.optimisation
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimiser]
         optimiser = kind(self.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
         if options.schedule == "constant":
             return optimiser
+        if options.schedule == "one_cycle":
+            steps = int(self.trainer.estimated_stepping_batches)
+            cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=steps)
+            return {"optimizer": optimiser, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.epochs)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}

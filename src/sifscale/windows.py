@@ -228,6 +228,7 @@ def _build_patches(config: BuildConfig, window: PatchWindow, path: Path, attrs: 
         place=window.place_by,
         pixel_m=window.pixel_m,
         group_distance=window.group_distance,
+        group_lattice=window.group_lattice,
     )
     hashes = {window.path: file_sha256(raw / window.path)}
     write_cube(path, native, None, None, None, attrs | {"input_files": json.dumps(hashes)})

@@ -64,6 +64,20 @@ def path(tmp_path: Path) -> Path:
     return written(tmp_path / "a.nc", patch_set())
 
 
+def test_neighbours_on_a_lattice_share_a_group(tmp_path: Path) -> None:
+    dataset = patch_set().assign_coords(
+        row=("sample", np.array([0, 1, 2, 5, 3])), column=("sample", np.array([0, 1, 2, 0, 1]))
+    )
+    patches = read(written(tmp_path / "lattice.nc", dataset), place=["row", "column"], group_lattice=2)
+    assert patches["group"].values.tolist() == [
+        "row 0, column 0", "row 0, column 0", "row 1, column 1", "row 2, column 0", "row 1, column 0",
+    ]  # fmt: skip
+    with pytest.raises(SourceError, match="no whole numbers; group by distance instead"):
+        read(tmp_path / "lattice.nc", place=["ul_x"], group_lattice=2)
+    with pytest.raises(ValueError, match="contradict each other"):
+        read(tmp_path / "lattice.nc", group_lattice=2, group_distance=5.0)
+
+
 def test_bands_places_and_times_come_from_the_file(path: Path) -> None:
     patches = read(path)
     assert patches["sif"].dims == ("sample", "y", "x") and patches["red"].dtype == np.float32

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 
 from sifscale.config.relations import relation_faults
 from sifscale.config.sections import (
+    NIRV_SOURCES,
     BlocksSplit,
     BuildCommand,
     BuildConfig,
@@ -36,6 +37,8 @@ from sifscale.config.sections import (
     LocalStats,
     Normalisation,
     Paths,
+    PersistenceConfig,
+    PlacesSplit,
     RandomCrop,
     RunConfig,
     Select,
@@ -89,11 +92,14 @@ __all__ = [
     "LegacyFeatures",
     "LegacySplit",
     "LocalStats",
+    "NIRV_SOURCES",
     "Normalisation",
     "OsseWindow",
     "PROJECT_ROOT",
     "PatchWindow",
     "Paths",
+    "PersistenceConfig",
+    "PlacesSplit",
     "PeriodSection",
     "RandomCrop",
     "Resampling",

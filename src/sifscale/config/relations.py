@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from sifscale.config.sections import (
+    NIRV_SOURCES,
     BlocksSplit,
     CNNDenseConfig,
+    NIRvRatioConfig,
+    PersistenceConfig,
     RunConfig,
     SlidingCrop,
     UNetConfig,
 )
-from sifscale.config.window_sections import TableWindow
+from sifscale.config.window_sections import PatchWindow, TableWindow
+
+READ_FINE_TRUTH = (  # models that learn from the target itself, whatever the loss
+    "ridge",
+    "random_forest",
+    "gradient_boosting",
+    "deconvolution",
+    "persistence",
+)
 
 LBP_DIRECTIONAL = (
     "default",
@@ -19,7 +30,7 @@ LBP_DIRECTIONAL = (
 
 def relation_faults(run: RunConfig) -> list[str]:
     """Rules between groups, each broken one as a line ``key: rule (found value)``."""
-    return [*_crop_faults(run), *_feature_faults(run)]
+    return [*_crop_faults(run), *_feature_faults(run), *_model_faults(run), *_block_mean_faults(run)]
 
 
 def _crop_faults(run: RunConfig) -> list[str]:
@@ -80,4 +91,62 @@ def _feature_faults(run: RunConfig) -> list[str]:
     if features.select and (features.select.top is None) == (features.select.min_correlation is None):
         found = features.select.model_dump()
         faults.append(f"features.select: must give either top or min_correlation (found {found})")
+    return faults
+
+
+def _model_faults(run: RunConfig) -> list[str]:
+    faults, name = [], run.model.name
+    bands, legacy = run.features.bands, run.features.legacy
+    if isinstance(run.model, NIRvRatioConfig):
+        if not any(set(source) <= set(bands) for source in NIRV_SOURCES):
+            wanted = ", or ".join(" and ".join(source) for source in NIRV_SOURCES)
+            faults.append(f"features.bands: must hold {wanted} for model.name={name} (found {list(bands)})")
+        if run.features.select:
+            found = run.features.select.model_dump()
+            faults.append(
+                f"features.select: must be null for model.name={name}, whose bands it may drop (found {found})"
+            )
+        if legacy and legacy.minmax_everything:
+            faults.append(
+                f"features.legacy.minmax_everything: must be false for model.name={name}, a ratio of reflectances "
+                "(found True)"
+            )
+        if run.coarse.method != "block_mean":
+            faults.append(
+                f"coarse.method: must be block_mean for model.name={name}, whose blocks it divides by "
+                f"(found '{run.coarse.method}')"
+            )
+    if isinstance(run.model, PersistenceConfig):
+        if run.split.name != "time":
+            faults.append(
+                f"split.name: must be time for model.name={name}, which reads composites of the train part "
+                f"at tested places (found '{run.split.name}')"
+            )
+        if isinstance(run.window, PatchWindow):
+            faults.append(
+                f"window.source: must not be patches for model.name={name}: which patches show one place is not "
+                "known (found 'patches')"
+            )
+    return faults
+
+
+def _block_mean_faults(run: RunConfig) -> list[str]:
+    faults, aggregate = [], run.trainer.loss == "aggregate"
+    if run.coarse.method != "block_mean":
+        needs = {
+            f"conservation={run.conservation}": run.conservation != "none",
+            "conservation_weight above 0": run.conservation_weight > 0,
+            "trainer.loss=aggregate": aggregate,
+        }
+        faults += [
+            f"coarse.method: must be block_mean for {name}: other coarse fields are no means of cells "
+            f"(found '{run.coarse.method}')"
+            for name, needed in needs.items()
+            if needed
+        ]
+    if aggregate and run.model.name in READ_FINE_TRUTH:
+        faults.append(
+            f"trainer.loss: must not be aggregate, which stands for training without fine truth, for model.name="
+            f"{run.model.name}, which learns from it (found 'aggregate')"
+        )
     return faults

@@ -19,6 +19,9 @@ LBP_ENCODINGS = {
     "var": ("raw",),
 }
 
+# NIRv = NDVI x NIR, and NDVI comes from red and NIR: the bands that nirv_ratio may work with, the best first.
+NIRV_SOURCES = (("nirv",), ("ndvi", "nir"), ("red", "nir"))
+
 
 class Paths(Section):
     raw: str
@@ -83,6 +86,22 @@ class HoldOutSplit(Section):
         if test is not None and test + share >= 1:
             raise ValueError(f"must leave something to train on beside split.test_share ({test})")
         return share
+
+
+class PlacesSplit(Section):
+    """Whole groups of places in ``folds``: fold i is the test, fold i+1 the validation."""
+
+    name: Literal["places"]
+    folds: Annotated[int, Field(ge=3)]
+    fold: Annotated[int, Field(ge=0)]
+
+    @check_field("fold")
+    @classmethod
+    def _fold_exists(cls, fold: int, info: ValidationInfo) -> int:
+        folds = info.data.get("folds")
+        if folds is not None and fold >= folds:
+            raise ValueError(f"must be smaller than split.folds ({folds})")
+        return fold
 
 
 class LegacySplit(Section):
@@ -175,6 +194,53 @@ class SIFNetConfig(Section):
     residual: bool
 
 
+Strengths = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)]
+
+
+class NIRvRatioConfig(Section):
+    name: Literal["nirv_ratio"]
+    floor: Annotated[float, Field(gt=0)]
+
+
+class RidgeConfig(Section):
+    name: Literal["ridge"]
+    strengths: Strengths
+
+
+class DeconvolutionConfig(Section):
+    name: Literal["deconvolution"]
+    kernel: PositiveInt
+    strengths: Strengths
+
+    @check_field("kernel")
+    @classmethod
+    def _odd(cls, size: int) -> int:
+        if size % 2 == 0:
+            raise ValueError("must be odd, so that there is a middle cell")
+        return size
+
+
+class RandomForestConfig(Section):
+    name: Literal["random_forest"]
+    trees: PositiveInt
+    min_leaf: PositiveInt
+    max_features: Annotated[float, Field(gt=0, le=1)]
+    max_pixels: PositiveInt
+
+
+class GradientBoostingConfig(Section):
+    name: Literal["gradient_boosting"]
+    iterations: PositiveInt
+    learning_rate: Annotated[float, Field(gt=0)]
+    max_leaves: Annotated[int, Field(ge=2)]
+    min_leaf: PositiveInt
+    max_pixels: PositiveInt
+
+
+class PersistenceConfig(Section):
+    name: Literal["persistence"]
+
+
 class CNNDenseConfig(Section):
     name: Literal["cnn_dense"]
 
@@ -191,11 +257,14 @@ class Trainer(Section):
     threads: Annotated[int, Field(ge=0)]  # 0: leave it to torch
     epochs: PositiveInt
     batch_size: PositiveInt
-    loss: Literal["mse", "mae", "huber"]
+    loss: Literal["mse", "mae", "huber", "dssim", "spectral", "aggregate"]
+    total_variation_weight: Annotated[float, Field(ge=0)]
     optimiser: Literal["adam", "adamw"]
     learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
-    schedule: Literal["constant", "cosine"]
+    schedule: Literal["constant", "cosine", "one_cycle"]
+    average: Literal["none", "ema", "swa"]
+    average_decay: Annotated[float, Field(gt=0, lt=1)]
     patience: PositiveInt | None
     progress: bool
     memory_limit_mb: PositiveInt
@@ -208,11 +277,15 @@ class Tracking(Section):
 
 
 class Study(Section):
-    """A named comparison; ``reference`` holds published figures by arm, shown beside ours."""
+    """A named comparison; ``reference`` holds published figures by arm, shown beside ours.
+
+    baseline: the arm that every other is compared with, by the paired block bootstrap; null: no comparison.
+    """
 
     name: str
     title: str
     pool: Literal["folds", "none"]
+    baseline: str | None = None  # not required, so that tables of earlier studies can still be read
     reference: dict[str, dict[str, float]]
 
 
@@ -251,13 +324,24 @@ class RunConfig(BuildConfig):
     check: bool
     resume: str | None
     coarse: Coarse
-    conservation: Literal["none", "additive"]
+    conservation: Literal["none", "additive", "multiplicative", "softmax"]
+    conservation_weight: Annotated[float, Field(ge=0)]
     crop: Annotated[RandomCrop | SlidingCrop, Field(discriminator="name")]
-    split: Annotated[BlocksSplit | HoldOutSplit | LegacySplit, Field(discriminator="name")]
+    split: Annotated[BlocksSplit | PlacesSplit | HoldOutSplit | LegacySplit, Field(discriminator="name")]
     features: Features
     normalisation: Normalisation
     model: Annotated[
-        UNetConfig | SIFNetConfig | CNNDenseConfig | InterpolationConfig, Field(discriminator="name")
+        UNetConfig
+        | SIFNetConfig
+        | CNNDenseConfig
+        | InterpolationConfig
+        | NIRvRatioConfig
+        | RidgeConfig
+        | RandomForestConfig
+        | GradientBoostingConfig
+        | DeconvolutionConfig
+        | PersistenceConfig,
+        Field(discriminator="name"),
     ]
     trainer: Trainer
     tracking: Tracking

@@ -33,6 +33,7 @@ class Suggested(Section):
     """What fits a window: groups refer to it, so that any of their options works with any window."""
 
     crop_px: PositiveInt
+    crops: PositiveInt  # a sample
     block_px: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
     bands: Bands
     texture: str  # the band that shows texture
@@ -117,7 +118,8 @@ class PatchWindow(ColumnsWindow):
     valid_range: dict[str, ValidRange]  # values outside are missing
     where: dict[str, Interval]  # further variables of the file, and where the target counts
     place_by: Names  # coordinates of a sample whose joint value names its place
-    group_distance: Annotated[float, Field(gt=0)] | None  # places nearer than this go into the same part of a split
+    group_distance: Annotated[float, Field(gt=0)] | None  # metres; nearer places go into the same part of a split
+    group_lattice: PositiveInt | None  # or so many neighbours along each axis of a lattice
 
 
 class GridSection(Section):

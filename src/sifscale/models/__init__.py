@@ -2,7 +2,8 @@
 
 A model is an nn.Module with `forward(predictors, coarse)`: predictors (B, C, H, W) and coarse (B, 1, H, W),
 the block mean repeated over each `factor` x `factor` block, give the fine field (B, 1, H, W). Neither may
-hold NaN.
+hold NaN: both are normalised, and gaps of predictors are 0. A model with the method `fit` (`regression.Fitted`)
+learns in one step instead of by gradients.
 """
 
 from __future__ import annotations
@@ -13,9 +14,16 @@ from functools import partial
 from torch import nn
 
 from sifscale.models.cnn_dense import CNNDense
+from sifscale.models.deconvolution import Deconvolution
 from sifscale.models.interpolation import Identity, Interpolation
+from sifscale.models.persistence import Persistence
+from sifscale.models.ratio import NIRvRatio
+from sifscale.models.regression import GradientBoosting, RandomForest, Ridge
 from sifscale.models.sifnet import SIFNet
 from sifscale.models.unet import UNet
+
+# Models that work with physical values: they are also given `channels` (names) and `scaler`.
+PHYSICAL = ("nirv_ratio", "persistence")
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
@@ -25,6 +33,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "nearest": partial(Interpolation, mode="nearest"),
     "bilinear": partial(Interpolation, mode="bilinear"),
     "bicubic": partial(Interpolation, mode="bicubic"),
+    "nirv_ratio": NIRvRatio,
+    "ridge": Ridge,
+    "random_forest": RandomForest,
+    "gradient_boosting": GradientBoosting,
+    "deconvolution": Deconvolution,
+    "persistence": Persistence,
 }
 
 

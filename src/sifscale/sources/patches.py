@@ -35,6 +35,7 @@ def read_patches(
     place: Sequence[str],
     pixel_m: float,
     group_distance: float | None,
+    group_lattice: int | None = None,
     chunk_samples: int | None = None,
 ) -> xr.Dataset:
     """Open a patch set lazily: bands (sample, y, x), float32 on Dask, NaN = missing, y from north to south.
@@ -49,7 +50,8 @@ def read_patches(
 
     Coordinates: time_start and time_end (both the file's `time`), place, the file's position and place coordinates,
     and group: places at most group_distance (metres) apart, directly or over others (single linkage), share the name of
-    the first of them; with None each place is its own group. Degrees are measured on the sphere.
+    the first of them; with None each place is its own group. Degrees are measured on the sphere. group_lattice: instead
+    the pieces of group_lattice x group_lattice places of a lattice, whose whole-numbered coordinates `place` names.
 
     Rows run from north to south, or as a `y` coordinate says that is no mere row number (steps of 1). Raises
     SourceError, one line with file, fault and remedy, for an unusable file, also where a band is missing everywhere,
@@ -57,7 +59,14 @@ def read_patches(
     """
     conditions = where or {}
     _check_request(columns, scale, units, valid_range, target, conditions, place)
-    lengths = {"pixel_m": pixel_m, "group_distance": group_distance, "chunk_samples": chunk_samples}
+    if group_distance is not None and group_lattice is not None:
+        raise ValueError("group_distance and group_lattice contradict each other; give one of them")
+    lengths = {
+        "pixel_m": pixel_m,
+        "group_distance": group_distance,
+        "group_lattice": group_lattice,
+        "chunk_samples": chunk_samples,
+    }
     for option, value in lengths.items():
         if value is not None and not value > 0:
             raise ValueError(f"{option} must be above 0, found {value}")
@@ -67,7 +76,7 @@ def read_patches(
         names = {band: _accepted(path, raw, band, accepted) for band, accepted in columns.items()}
         for name in (*names.values(), *conditions):
             _check_field(path, raw, name)
-        coords = _sample_coordinates(path, raw, place, group_distance)
+        coords = _sample_coordinates(path, raw, place, group_distance, group_lattice)
         pixels = raw[[*dict.fromkeys([*names.values(), *conditions])]].transpose(*_DIMS)
         samples = chunk_samples or _samples_at_once(raw[names[target]])
         pixels = _north_up(raw, pixels).chunk({"sample": samples, "y": -1, "x": -1})
@@ -173,7 +182,7 @@ def _check_any_value(path: Path, band: str, field: xr.DataArray) -> None:
 
 
 def _sample_coordinates(
-    path: Path, raw: xr.Dataset, place: Sequence[str], group_distance: float | None
+    path: Path, raw: xr.Dataset, place: Sequence[str], group_distance: float | None, group_lattice: int | None
 ) -> dict[str, xr.Variable]:
     position = next((pair for pair in _CENTRES if all(name in raw.variables for name in pair)), ())
     for name in dict.fromkeys(("time", *place, *position)):
@@ -194,6 +203,8 @@ def _sample_coordinates(
         label = _chained(_points_m(x, y, position[0].startswith("lon")), places, group_distance)
         _, first, member = np.unique(label, return_index=True, return_inverse=True)
         groups = places[first[member]]
+    if group_lattice is not None:
+        groups = _lattice_groups(path, raw, place, group_lattice)
     kept = {name: raw[name].load().variable for name in dict.fromkeys((*position, *place))}
     return kept | {
         "time_start": xr.Variable("sample", time, {"long_name": "first day"}),
@@ -201,6 +212,15 @@ def _sample_coordinates(
         "place": xr.Variable("sample", places),
         "group": xr.Variable("sample", groups, {"long_name": "places that belong into the same part of a split"}),
     }
+
+
+def _lattice_groups(path: Path, raw: xr.Dataset, place: Sequence[str], edge: int) -> NDArray[np.object_]:
+    """Name of the edge x edge piece of the lattice that each sample lies in."""
+    for name in place:
+        if raw[name].dtype.kind not in "iu":
+            raise SourceError(f"{path}: {name} holds {raw[name].dtype}, no whole numbers; group by distance instead")
+    parts = [[_text(name, value) for value in raw[name].values // edge] for name in place]
+    return np.array([", ".join(joint) for joint in zip(*parts, strict=True)], object)
 
 
 def _time(path: Path, raw: xr.Dataset) -> NDArray[np.datetime64]:

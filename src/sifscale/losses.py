@@ -1,0 +1,148 @@
+"""What training makes small: errors over scored pixels, or block means against the observation where there is no truth.
+
+Fields are (B, 1, H, W) and already divided by the scale of the target, so that losses have no unit. A mask, bool,
+says which pixels count; what stands in the others, NaN included, is never read. Nothing scored gives 0, no NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sifscale.conservation import block_means
+
+# The mix of Zhao et al. 2017 (doi:10.1109/TCI.2016.2644865) for SSIM and absolute error.
+DSSIM_SHARE = 0.84
+# Fixed, so that a loss means the same in every batch; of z-scores: two standard deviations to each side.
+DYNAMIC_RANGE = 4.0
+# Window and constants of Wang et al. 2004 (doi:10.1109/TIP.2003.819861)
+WINDOW_SD_PX, WINDOW_RADIUS_PX = 1.5, 5
+C1, C2 = (0.01 * DYNAMIC_RANGE) ** 2, (0.03 * DYNAMIC_RANGE) ** 2
+SPECTRAL_SHARE = 0.1
+POWER_FLOOR = 1e-6  # of a field of variance 1, far below the noise of any SIF product
+
+
+def mse(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
+    """Mean squared error."""
+    return _mean(F.mse_loss, prediction, target, scored)
+
+
+def mae(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
+    """Mean absolute error."""
+    return _mean(F.l1_loss, prediction, target, scored)
+
+
+def huber(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
+    """Huber's loss: squared up to an error of 1, the scale of the target, linear beyond."""
+    return _mean(F.huber_loss, prediction, target, scored)
+
+
+def dssim(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
+    """Structural dissimilarity (1 - SSIM) / 2 mixed with the mean absolute error, 0.84 to 0.16."""
+    count = scored.sum().clamp(min=1)
+    dissimilar = torch.where(scored, (1 - ssim_map(prediction, target, scored)) / 2, 0).sum() / count
+    return DSSIM_SHARE * dissimilar + (1 - DSSIM_SHARE) * mae(prediction, target, scored)
+
+
+def spectral(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
+    """Mean squared error plus 0.1 x the mean squared difference of the natural log of radial power.
+
+    The second term keeps a network from smoothing away what it cannot place. It is taken over complete crops: a gap
+    would put power of its own at all wavelengths. Where no crop of a batch is complete it is 0.
+    """
+    error = mse(prediction, target, scored)
+    complete = scored.flatten(1).all(dim=1)
+    if not complete.any():
+        return error
+    found, wanted = (log_radial_power(field[complete]) for field in (prediction, target))
+    return error + SPECTRAL_SHARE * F.mse_loss(found, wanted)
+
+
+def aggregate(prediction: Tensor, coarse: Tensor, valid: Tensor, scored: Tensor, factor: int) -> Tensor:
+    """Mean squared difference of block means and the coarse observation: learns without any fine truth.
+
+    A prediction is averaged over the valid pixels of its `factor` x `factor` block, those that the observation was
+    made of. Each block counts as often as it has scored pixels. `coarse` is constant in each block. Weak supervision
+    by area means: arXiv 2207.08022, arXiv 2502.01204. What a model learns from it is its own: one that reads the
+    coarse field can copy it and is at 0.
+    """
+    mismatch, _ = block_means(prediction - coarse, valid, factor)
+    _, counts = block_means(prediction, scored, factor)
+    return (counts * mismatch.square()).sum() / counts.sum().clamp(min=1)
+
+
+def total_variation(prediction: Tensor, scored: Tensor) -> Tensor:
+    """Mean absolute difference of neighbours in a row or column that are both scored (Rudin et al. 1992)."""
+    total, count = prediction.new_zeros(()), prediction.new_zeros(())
+    for axis in (-2, -1):
+        size = prediction.shape[axis] - 1
+        first, second = (prediction.narrow(axis, start, size) for start in (0, 1))
+        both = scored.narrow(axis, 0, size) & scored.narrow(axis, 1, size)
+        total = total + (second[both] - first[both]).abs().sum()
+        count = count + both.sum()
+    return total / count.clamp(min=1)
+
+
+# Losses that compare with the fine truth, by the name that the configuration gives them.
+PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "mse": mse,
+    "mae": mae,
+    "huber": huber,
+    "dssim": dssim,
+    "spectral": spectral,
+}
+
+
+def ssim_map(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Structural similarity (Wang et al. 2004) of each pixel, (B, 1, H, W), for a dynamic range of 4.
+
+    Local means, variances and the covariance are weighted by a Gaussian window of the pixels in `mask` alone, so that
+    neither gaps nor the border of a crop are taken for structure. Of no meaning outside the mask.
+    """
+    count = mask.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
+    p, t = (torch.where(mask, field, 0) for field in (prediction, target))
+    # moments about the crop's mean: E[x^2] - E[x]^2 of values far from 0 would be rounding
+    middle = t.sum(dim=(1, 2, 3), keepdim=True) / count
+    p, t = (torch.where(mask, field - middle, 0) for field in (p, t))
+    weight = _blurred(mask.to(p.dtype))
+    inside = torch.where(mask, weight, 1)
+    mean_p, mean_t, pp, tt, pt = (_blurred(field) / inside for field in (p, t, p * p, t * t, p * t))
+    variances = pp - mean_p**2 + tt - mean_t**2
+    covariance = pt - mean_p * mean_t
+    a, b = mean_p + middle, mean_t + middle
+    return (2 * a * b + C1) * (2 * covariance + C2) / ((a**2 + b**2 + C1) * (variances + C2))
+
+
+def log_radial_power(field: Tensor) -> Tensor:
+    """Natural log of the power of square fields (B, 1, M, M) by wavenumber 1 .. M // 2 cycles a field: (B, M // 2).
+
+    Tapered by a Hann window after the mean is taken off; the mean over each ring of wavenumbers.
+    """
+    size = field.shape[-1]
+    taper = torch.hann_window(size, dtype=field.dtype, device=field.device)
+    taper = taper[:, None] * taper
+    power = torch.fft.fft2((field - field.mean(dim=(-2, -1), keepdim=True)) * taper).abs().square()
+    along = torch.fft.fftfreq(size, d=1 / size, device=field.device)
+    ring = torch.hypot(along[:, None], along).round().long().flatten()
+    inside = (ring >= 1) & (ring <= size // 2)
+    sums = power.new_zeros(len(field), size // 2).index_add(1, ring[inside] - 1, power.flatten(1)[:, inside])
+    mean_power: Tensor = sums / torch.bincount(ring[inside] - 1) / taper.square().sum()
+    return (mean_power + POWER_FLOOR).log()
+
+
+def _mean(of: Callable[..., Tensor], prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
+    total = of(prediction[scored], target[scored], reduction="sum")
+    return total / scored.sum().clamp(min=1)
+
+
+def _blurred(field: Tensor) -> Tensor:
+    """Gaussian sums of a (B, 1, H, W) field, zeros beyond its border; in full precision, whatever the trainer's is."""
+    at = torch.arange(-WINDOW_RADIUS_PX, WINDOW_RADIUS_PX + 1, dtype=field.dtype, device=field.device)
+    kernel = torch.exp(-(at**2) / (2 * WINDOW_SD_PX**2))
+    kernel = kernel / kernel.sum()
+    with torch.autocast(field.device.type, enabled=False):
+        rows = F.conv2d(field, kernel[None, None, :, None], padding=(WINDOW_RADIUS_PX, 0))
+        return F.conv2d(rows, kernel[None, None, None, :], padding=(0, WINDOW_RADIUS_PX))

@@ -1,0 +1,216 @@
+"""The paired block bootstrap covers as it says, and a run keeps by block what brute force finds on its pixels."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from sifscale import fitting
+from sifscale.block_sums import BlockMap, BlockTally, block_map
+from sifscale.bootstrap import from_json, paired_difference, to_json
+from sifscale.crops import CropPlan
+from sifscale.datamodule import CropDataModule
+from sifscale.metrics import SUMS, Sums
+from sifscale.splits import TEST
+from sifscale.tracking import RunLog
+from sifscale.training import make_task, prepare_features, prepare_plans
+from sifscale.windows import open_or_build
+
+if TYPE_CHECKING:
+    from conftest import Workplace
+
+Values = NDArray[np.float64]
+
+
+def sums_of(prediction: Values, target: Values) -> Sums:
+    p, y = (torch.from_numpy(np.ascontiguousarray(f)).view(1, 1, 1, -1) for f in (prediction, target))
+    return Sums.of(p, y, torch.ones_like(y, dtype=torch.bool))
+
+
+def models(rng: np.random.Generator, blocks: int, pixels: int) -> tuple[Values, Values, Values]:
+    """Target and the predictions of two models (blocks, pixels), b worse; errors are alike within a block."""
+    target = rng.normal(1, 0.5, (blocks, pixels))
+    shared = rng.normal(0, 0.3, (blocks, 1)) * rng.uniform(0.5, 1.5, (blocks, 1))
+    a = target + shared + rng.normal(0, 0.2, target.shape)
+    b = target + shared + rng.normal(0, 0.3, (blocks, 1)) + rng.normal(0, 0.25, target.shape)
+    return target, a, b
+
+
+def by_block(prediction: Values, target: Values) -> dict[str, Sums]:
+    return {f"block {i}": sums_of(p, y) for i, (p, y) in enumerate(zip(prediction, target, strict=True))}
+
+
+def test_the_interval_holds_the_true_difference_in_95_of_100_cases() -> None:
+    """24 blocks, as the Minnesota tables have; pixels alone, taken as blocks, cover in 45 of 100 cases."""
+    rng = np.random.default_rng(0)
+    far = models(rng, 400_000, 4)  # the truth: so many blocks that it has no error to speak of
+    rmse_a, rmse_b = (float(np.sqrt(np.mean((far[0] - p) ** 2))) for p in far[1:])
+    cases, covered = 400, 0
+    for case in range(cases):
+        target, a, b = models(rng, 24, 30)
+        found = paired_difference(by_block(a, target), by_block(b, target), number=400, seed=case)
+        covered += found.low <= rmse_a - rmse_b <= found.high
+    assert 0.91 <= covered / cases <= 0.99, covered / cases
+
+
+def test_of_equal_models_few_differ() -> None:
+    """p below 0.05 in about 5 of 100 cases, and exactly where the interval leaves 0 out."""
+    rng, cases, low = np.random.default_rng(1), 200, 0
+    for case in range(cases):
+        target = rng.normal(size=(15, 20))
+        a, b = (target + rng.normal(size=(15, 1)) + rng.normal(size=target.shape) for _ in range(2))
+        found = paired_difference(by_block(a, target), by_block(b, target), number=400, seed=case)
+        low += found.p < 0.05
+        if abs(found.p - 0.05) > 0.02:  # nearer, the two count by one draw more or less
+            assert (found.p < 0.05) == (not found.low <= 0 <= found.high)
+    assert low / cases <= 0.1
+
+
+@pytest.mark.parametrize("metric", ["rmse", "mae", "r2"])
+def test_brute_force_on_pixels_agrees(metric: str) -> None:
+    target, a, b = models(np.random.default_rng(2), 6, 40)
+    found = paired_difference(by_block(a, target), by_block(b, target), metric, number=4000)
+
+    def score(p: Values, y: Values) -> float:
+        error = p - y
+        if metric == "rmse":
+            return float(np.sqrt(np.mean(error**2)))
+        return float(np.mean(np.abs(error)) if metric == "mae" else 1 - np.mean(error**2) / np.var(y))
+
+    assert found.difference == pytest.approx(score(a, target) - score(b, target), rel=1e-9)
+    rng = np.random.default_rng(3)
+    drawn = []
+    for _ in range(4000):
+        at = rng.integers(0, 6, 6)
+        drawn.append(score(a[at], target[at]) - score(b[at], target[at]))
+    # Hesterberg (2015), table 5 and section 4.1: of 6 blocks, t(5) times sqrt(6/5) is 2.816 normal deviations
+    tail = 0.5 * math.erfc(2.570582 * math.sqrt(6 / 5) / math.sqrt(2))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    assert (found.low, found.high) == pytest.approx((low, high), abs=0.12 * (high - low))
+
+
+@given(seed=st.integers(0, 1000), order=st.permutations(range(7)))
+def test_the_order_of_the_blocks_does_not_matter(seed: int, order: list[int]) -> None:
+    target, a, b = models(np.random.default_rng(seed), 7, 5)
+    blocks_a, blocks_b = by_block(a, target), by_block(b, target)
+    names = list(blocks_a)
+    shuffled = {names[i]: blocks_a[names[i]] for i in order}
+    first = paired_difference(blocks_a, blocks_b, number=50)
+    assert paired_difference(shuffled, blocks_b, number=50) == first
+    assert first.low <= first.high and 0 < first.p <= 1 and first.blocks == 7
+
+
+@given(seed=st.integers(0, 1000))
+def test_equal_runs_do_not_differ_and_exchanged_ones_change_sign(seed: int) -> None:
+    target, a, b = models(np.random.default_rng(seed), 5, 8)
+    blocks_a, blocks_b = by_block(a, target), by_block(b, target)
+    same = paired_difference(blocks_a, blocks_a, number=50)
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+    there, back = paired_difference(blocks_a, blocks_b, number=50), paired_difference(blocks_b, blocks_a, number=50)
+    assert (back.difference, back.low, back.high) == pytest.approx((-there.difference, -there.high, -there.low))
+    assert back.p == there.p
+
+
+def test_many_blocks_are_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    target, a, b = models(np.random.default_rng(4), 9, 3)
+    whole = paired_difference(by_block(a, target), by_block(b, target), number=100)
+    monkeypatch.setattr("sifscale.bootstrap.DRAWN_AT_ONCE", 9 * 7)
+    in_parts = paired_difference(by_block(a, target), by_block(b, target), number=100)
+    assert (in_parts.low, in_parts.high, in_parts.p) == pytest.approx((whole.low, whole.high, whole.p), rel=1e-9)
+
+
+def test_one_block_has_no_interval() -> None:
+    target, a, b = models(np.random.default_rng(5), 1, 8)
+    found = paired_difference(by_block(a, target), by_block(b, target))
+    assert found.difference != 0 and found.blocks == 1 and all(map(math.isnan, (found.low, found.high, found.p)))
+
+
+def test_what_cannot_be_compared_is_refused_in_one_line() -> None:
+    target, a, b = models(np.random.default_rng(6), 4, 8)
+    blocks_a, blocks_b = by_block(a, target), by_block(b, target)
+    fewer = {name: sums for name, sums in blocks_b.items() if name != "block 2"}
+    for other, part in (
+        (fewer, "found 4 and 3, 3 in common"),
+        ({}, "found 4 and 0"),
+        (by_block(b[:, :7], target[:, :7]), "same pixels"),
+        (by_block(b, 2 * target), "same pixels"),
+    ):
+        with pytest.raises(ValueError, match=part) as refused:
+            paired_difference(blocks_a, other)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="found 0 and 0"):
+        paired_difference({}, {})
+    with pytest.raises(ValueError, match=r"found 'psnr', 2000"):
+        paired_difference(blocks_a, blocks_b, "psnr")
+    with pytest.raises(ValueError, match=r"found 'rmse', 0"):
+        paired_difference(blocks_a, blocks_b, number=0)
+
+
+def test_a_run_keeps_sums_by_block_that_brute_force_finds(workplace: Workplace, tmp_path: Path) -> None:
+    run = workplace.config("model=bicubic")
+    features = prepare_features(run, open_or_build(run))
+    plans = prepare_plans(run, features)
+    data = CropDataModule(features, plans, batch_size=4, seed=0, augment=False)
+    task = make_task(run, features, plans)
+    fitting.test(run, task, data, tmp_path, RunLog(None, ""))
+
+    values = json.loads((tmp_path / "test_block_sums.json").read_text())
+    assert tuple(values["sums"]) == SUMS
+    pooled = json.loads((tmp_path / "test_sums.json").read_text())
+    kept = {name: from_json(values, name) for name in ("model", "nearest", "bilinear")}
+    for name, blocks in kept.items():
+        together = sum(blocks.values(), start=Sums.zero())
+        assert together.to_dict() == pytest.approx(pooled[name], rel=1e-9)
+
+    # 48 x 48 px in blocks of 12 x 12; those of the test are whole, nearest repeats the coarse field
+    assert plans.parts is not None
+    target, coarse = (np.asarray(field, dtype=np.float64) for field in (features.target, features.coarse))
+    scored = np.asarray(features.valid) & (plans.parts == TEST)
+    tested = {
+        (y, x) for y in range(4) for x in range(4) if scored[:, 12 * y : 12 * y + 12, 12 * x : 12 * x + 12].any()
+    }
+    (place,) = set(features.places)
+    assert set(kept["nearest"]) == {f"{place}:{4 * y + x}" for y, x in tested} and 3 < len(tested) < 16
+    for y, x in tested:
+        at = np.s_[:, 12 * y : 12 * y + 12, 12 * x : 12 * x + 12]
+        expected = sums_of(coarse[at][scored[at]], target[at][scored[at]])
+        assert kept["nearest"][f"{place}:{4 * y + x}"].to_dict() == pytest.approx(expected.to_dict(), rel=1e-6)
+
+
+def test_blocks_of_one_place_are_of_the_map_and_of_many_places_the_places(workplace: Workplace) -> None:
+    run = workplace.config()
+    features = prepare_features(run, open_or_build(run))
+    assert len(block_map(features, (12, 16)).names) == 4 * 3
+    two = replace(features, places=("north", "south"))
+    blocks = block_map(two, (12, 16))
+    assert blocks.names == ("north:0", "south:0") and not blocks.inside.any()
+    assert blocks.first.tolist() == [0, 1]
+
+
+def test_crops_are_told_their_blocks_and_json_brings_sums_back() -> None:
+    inside = np.repeat(np.arange(3), 4)[None, :] + np.zeros((6, 1), dtype=np.int64)
+    blocks = BlockMap(("a:0", "a:1", "a:2", "b:0", "b:1", "b:2"), inside, np.array([0, 3]))
+    table = np.array([[0, 0, 0], [1, 2, 2], [0, 1, 7]], dtype=np.int32)
+    plan = CropPlan(np.pad(table, ((0, 0), (0, 4))), np.ones(3, dtype=np.float32), 4)
+    cut = blocks.cut(plan, [0, 1, 2])
+    assert cut.shape == (3, 1, 4, 4)
+    assert cut[:, 0, 0].tolist() == [[0] * 4, [3, 3, 4, 4], [1, 2, 2, 2]]
+
+    tally = BlockTally(blocks, plan)
+    tally.sums = {"model": Sums.by_block(cut + 0.5, cut.double(), cut < 3, cut, 6)}
+    kept = tally.by_name()
+    assert set(kept["model"]) == {"a:0", "a:1", "a:2"}, "blocks that were not scored are left out"
+    back = from_json(json.loads(json.dumps(to_json(kept))), "model")
+    assert {name: sums.to_dict() for name, sums in back.items()} == {
+        name: sums.to_dict() for name, sums in kept["model"].items()
+    }
