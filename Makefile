@@ -41,8 +41,8 @@ lint: setup ## ruff
 types: setup ## mypy, strict, on the package and the entry points
 	$(BIN)/mypy
 
-unit: setup ## pytest
-	$(BIN)/python -m pytest -q
+unit: setup ## pytest, on up to four processors
+	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4
 
 ui: setup ## browse the runs in MLflow at http://127.0.0.1:5000 (see PORT)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --port $(PORT)
