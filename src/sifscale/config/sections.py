@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field, ValidationInfo
 from pydantic import field_validator as check_field
 
-from sifscale.config.types import Bands, PositiveInt, Section, Share, distinct
+from sifscale.config.types import Bands, Odd, PositiveInt, Section, Share, distinct
 from sifscale.config.window_sections import OsseWindow, PatchWindow, SatelliteWindow, TableWindow
 
 LBP_ENCODINGS = {
@@ -55,13 +55,11 @@ class SlidingCrop(Section):
     augment: bool
 
 
-class BlocksSplit(Section):
-    name: Literal["blocks"]
-    block: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
+class _Folds(Section):
+    """Cross-validation: fold i is the test, fold i+1 the validation."""
+
     folds: Annotated[int, Field(ge=3)]
     fold: Annotated[int, Field(ge=0)]
-    guard_px: Annotated[int, Field(ge=0)]
-    assignment: Literal["contiguous", "random"]
 
     @check_field("fold")
     @classmethod
@@ -70,6 +68,13 @@ class BlocksSplit(Section):
         if folds is not None and fold >= folds:
             raise ValueError(f"must be smaller than split.folds ({folds})")
         return fold
+
+
+class BlocksSplit(_Folds):
+    name: Literal["blocks"]
+    block: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
+    guard_px: Annotated[int, Field(ge=0)]
+    assignment: Literal["contiguous", "random"]
 
 
 class HoldOutSplit(Section):
@@ -88,20 +93,10 @@ class HoldOutSplit(Section):
         return share
 
 
-class PlacesSplit(Section):
+class PlacesSplit(_Folds):
     """Whole groups of places in ``folds``: fold i is the test, fold i+1 the validation."""
 
     name: Literal["places"]
-    folds: Annotated[int, Field(ge=3)]
-    fold: Annotated[int, Field(ge=0)]
-
-    @check_field("fold")
-    @classmethod
-    def _fold_exists(cls, fold: int, info: ValidationInfo) -> int:
-        folds = info.data.get("folds")
-        if folds is not None and fold >= folds:
-            raise ValueError(f"must be smaller than split.folds ({folds})")
-        return fold
 
 
 class LegacySplit(Section):
@@ -127,14 +122,7 @@ class LbpFeature(Section):
 
 class LocalStats(Section):
     bands: Bands
-    window_px: Annotated[int, Field(ge=3)]
-
-    @check_field("window_px")
-    @classmethod
-    def _odd(cls, size: int) -> int:
-        if size % 2 == 0:
-            raise ValueError("must be odd, so that the window has a centre")
-        return size
+    window_px: Annotated[Odd, Field(ge=3)]
 
 
 class Select(Section):
@@ -171,7 +159,7 @@ class UNetConfig(Section):
     name: Literal["unet"]
     widths: Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]
     bottleneck: PositiveInt
-    kernel_size: PositiveInt
+    kernel_size: Odd
     convolutions: PositiveInt
     norm: Literal["none", "batch", "group"]
     upsampling: Literal["transposed", "bilinear", "nearest"]
@@ -179,13 +167,6 @@ class UNetConfig(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)]
     residual: bool
     any_size: bool  # True: odd sizes are interpolated to the skip's (the notebook's 40 px at depth 4)
-
-    @check_field("kernel_size")
-    @classmethod
-    def _odd(cls, size: int) -> int:
-        if size % 2 == 0:
-            raise ValueError("must be odd, so that the size of the picture is kept")
-        return size
 
 
 class SIFNetConfig(Section):
@@ -209,15 +190,8 @@ class RidgeConfig(Section):
 
 class DeconvolutionConfig(Section):
     name: Literal["deconvolution"]
-    kernel: PositiveInt
+    kernel: Odd
     strengths: Strengths
-
-    @check_field("kernel")
-    @classmethod
-    def _odd(cls, size: int) -> int:
-        if size % 2 == 0:
-            raise ValueError("must be odd, so that there is a middle cell")
-        return size
 
 
 class RandomForestConfig(Section):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import string
-from datetime import date
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo
 from pydantic import field_validator as check_field
 
-from sifscale.config.types import Bands, Day, Names, PositiveInt, Section
+from sifscale.config.types import Bands, DaysSection, Names, PositiveInt, Section
 
 OptionalLimit = Annotated[float, Field(gt=0)] | None
 Interval = Annotated[tuple[float, float], Field(strict=False)]
@@ -79,19 +78,9 @@ class ColumnsWindow(Window):
         return tuple(band for band in self.columns if band != self.target)
 
 
-class TableFile(Section):
+class TableFile(DaysSection):
     path: str
-    start: Day
-    end: Day
     coarse_path: str | None
-
-    @check_field("end")
-    @classmethod
-    def _not_reversed(cls, end: date, info: ValidationInfo) -> date:
-        start = info.data.get("start")
-        if start is not None and end < start:
-            raise ValueError(f"must not be earlier than start ({start})")
-        return end
 
 
 class TableWindow(ColumnsWindow):
@@ -144,21 +133,11 @@ class GridSection(Section):
         return bounds
 
 
-class PeriodSection(Section):
+class PeriodSection(DaysSection):
     """Composites of ``days`` days that start anew on ``first_day`` of each year (MOD13: 1, MYD13: 9)."""
 
-    start: Day
-    end: Day
     days: PositiveInt
     first_day: Annotated[int, Field(ge=1, le=366)]
-
-    @check_field("end")
-    @classmethod
-    def _not_reversed(cls, end: date, info: ValidationInfo) -> date:
-        start = info.data.get("start")
-        if start is not None and end < start:
-            raise ValueError(f"must not be earlier than start ({start})")
-        return end
 
 
 class SoundingQuality(Section):
