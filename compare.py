@@ -1,4 +1,4 @@
-"""Tables of finished studies side by side:  python compare.py study=osse_demo"""
+"""Finished studies side by side:  python compare.py study=osse_demo     Results in a file:  ... readme=README.md"""
 
 import hydra
 from omegaconf import DictConfig
@@ -10,9 +10,14 @@ from sifscale.config import CompareConfig, load, refuse
 def main(cfg: DictConfig) -> None:
     try:
         config = load(cfg, CompareConfig)
-        from sifscale.comparison import compare  # matplotlib loads only for a valid configuration
+        if config.readme:
+            from sifscale.results import publish  # mlflow and matplotlib load only for a valid configuration
 
-        compare(config)
+            publish(config)
+        else:
+            from sifscale.comparison import compare
+
+            compare(config)
     except ValueError as error:
         refuse(error)
 

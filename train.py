@@ -13,7 +13,7 @@ def main(cfg: DictConfig) -> None:
         if run.check:
             print(f"ok: {run.label}")
             return
-        from sifscale.training import train  # torch and mlflow load only for a valid configuration
+        from sifscale.cross_validation import train  # torch and mlflow load only for a valid configuration
 
         train(run)
     except ValueError as error:

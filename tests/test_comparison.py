@@ -41,6 +41,8 @@ def config(folder: Path, *labels: str) -> CompareConfig:
         "tables": [{"label": label, "path": str(folder / f"{label}.json")} for label in labels],
         "units": "K",
         "output": str(folder / "comparison"),
+        "readme": None,
+        "tracking": {"uri": "", "experiment": "", "artifacts": ""},
     }
     return validate(values, CompareConfig)
 

@@ -134,8 +134,8 @@ def _refused_for(choice: Sequence[str]) -> set[str]:
     if model == "persistence":
         keys |= {"split.name"} if split != "time" else set()
         keys |= {"window.source"} if window in ("cfis_2016", "modis_lst_2020") else set()
-    if model == "nirv_ratio" and features == "legacy":  # coarse bands, scaled to 0..1
-        keys |= {"features.bands", "features.legacy.minmax_everything"}
+    if model in ("nirv_ratio", "lue") and features == "legacy":  # coarse bands, scaled to 0..1
+        keys |= {"features.bands" if model == "nirv_ratio" else "model.vegetation", "features.legacy.minmax_everything"}
     return keys
 
 
@@ -191,11 +191,11 @@ def test_a_study_overrides_everything_and_its_sweep_is_read(tmp_path: Path) -> N
         "defaults:\n  - override /model: sifnet\n  - override /window: minnesota_2019\n"
         "study: {name: tried, title: A title, pool: folds, reference: {lbp: {r2: 0.97}}}\n"
         "arm: ${model.name}\ntrainer: {epochs: 3}\n"
-        "hydra: {sweeper: {params: {features: 'base,lbp', split.fold: 'range(5)'}}}\n"
+        "hydra: {sweeper: {params: {features: 'base,lbp', split.folds: 'range(5)'}}}\n"
     )
     place = f"hydra.searchpath=[file://{tmp_path}]"
-    assert _jobs("tried", place)[:2] == [["features=base", "split.fold=0"], ["features=base", "split.fold=2"]]
-    run = load(composed("experiment=tried", place, "features=base", "split.fold=4"), RunConfig)
+    assert _jobs("tried", place)[:2] == [["features=base", "split.folds=0"], ["features=base", "split.folds=2"]]
+    run = load(composed("experiment=tried", place, "features=base", "split.folds=4"), RunConfig)
     assert (run.label, run.trainer.epochs, run.window.name) == ("sifnet", 3, "minnesota_2019")
     assert run.study is not None and run.study.reference == {"lbp": {"r2": 0.97}}
     assert run.coarse.factor == run.window.factor == 3
@@ -244,7 +244,7 @@ MISTAKES = [
     one("crop.siz", 24, UNKNOWN),
     one("crop.number", 24, UNKNOWN, "crop=sliding"),
     one("split.guard", 1, UNKNOWN),
-    one("split.fold", 1, UNKNOWN, "split=time"),
+    one("split.folds", 1, UNKNOWN, "split=time"),
     one("features.bnads", ["coarse"], UNKNOWN),
     one("features.lbp[0].point", 8, UNKNOWN),
     one("features.select", {"best": 3}, UNKNOWN, at="features.select.best"),
@@ -291,7 +291,7 @@ MISTAKES = [
     one("window.simulation.fill_share", 1.0, "less than 1"),
     one("window.files", [], "must hold 1 or more values", TABLE),
     one("window.columns.sif", [], "must hold 1 or more values", TABLE),
-    one("split.folds", 2, "greater than or equal to 3"),
+    one("split.k", 2, "greater than or equal to 3"),
     one("split.block", [0, 24], "greater than 0", at="split.block[0]"),
     one("split.test_share", 0.0, "greater than 0", "split=legacy"),
     one("features.lbp[0].points", 64, "less than or equal to 32"),
@@ -301,7 +301,7 @@ MISTAKES = [
     one("model.strengths", [], "must hold 1 or more values", "model=ridge"),
     one("model.strengths", [0.1, 0.0], "greater than 0", "model=ridge", at="model.strengths[1]"),
     one("trainer.patience", 0, "greater than 0"),
-    one("trainer.loss", "rmse", "must be 'mse', 'mae', 'huber', 'dssim', 'spectral' or 'aggregate'"),
+    one("trainer.loss", "rmse", "must be 'mse', 'mae', 'huber', 'error_weighted', 'dssim', 'spectral' or 'aggregate'"),
     one("trainer.schedule", "step", "must be 'constant', 'cosine' or 'one_cycle'"),
     one("trainer.average", "mean", "must be 'none', 'ema' or 'swa'"),
     one("trainer.precision", "bf16", "must be '32-true', 'bf16-mixed' or '16-mixed'"),
@@ -323,7 +323,7 @@ MISTAKES = [
     one("window.soundings.quality.valid_range", [3.0, 1.0], "must be a lower and a higher value"),
     one("window.fine_layers[0].path", "truth_{day}.nc", "must hold no braces but {start} and {end}"),
     one("dask.scheduler", "slurm", "should match pattern"),
-    one("split.fold", 5, "must be smaller than split.folds (5)"),
+    one("split.folds", 5, "must be all, or a fold from 0 to split.k - 1 = 4"),
     one("split.validation_share", 0.8, "must leave something to train on", "split=time"),
     one("model.kernel_size", 4, "must be odd"),
     one("model.kernel", 4, "must be odd", "model=deconvolution"),
@@ -335,7 +335,7 @@ MISTAKES = [
     one("window.target", "sif_740", "must name the columns of window.target", TABLE, at="window.columns"),
     # relations between sections
     one("crop.size", 20, "must be a multiple of 2**depth = 8"),
-    one("crop.size", 12, "must be a multiple of 8", "model=cnn_dense"),
+    one("crop.size", 4, "must be at least 8", "model=cnn_dense"),
     one("crop.size", 16, "must be a multiple of coarse.factor = 3", TABLE),
     one("crop.stride", 10, "must be a multiple of coarse.factor = 4", "crop=sliding"),
     one("crop.size", 32, "must not exceed the block"),
@@ -377,7 +377,7 @@ def test_a_mistake_is_refused_in_a_line_that_names_its_key(mistake: Mistake) -> 
 
 
 OUT_OF_RANGE = {
-    (): "seed=-1 split.fold=-1 split.guard_px=-1 crop.min_valid=-0.1 coarse.factor=1 model.dropout=-0.1 "
+    (): "seed=-1 split.folds=-1 split.guard_px=-1 crop.min_valid=-0.1 coarse.factor=1 model.dropout=-0.1 "
     "model.bottleneck=0 model.convolutions=0 model.kernel_size=-1 trainer.devices=0 trainer.threads=-1 "
     "trainer.epochs=0 trainer.batch_size=0 trainer.learning_rate=0 trainer.weight_decay=-1 "
     "trainer.total_variation_weight=-1 trainer.average_decay=1 conservation_weight=-1 "
@@ -438,7 +438,7 @@ def test_configurations_are_valid_before_the_mistake() -> None:
         ({"crop.size": "large", "trainer.loss": "rmse", "sed": 1}, ["crop.size", "trainer.loss", "sed"]),
         ({"crop.size": 26, "features.bands": ["sif"]}, [*["crop.size"] * 3, "features.bands[0]"]),
         ({"window.factor": "???", "arm": "???"}, ["arm", "window.factor"]),
-        ({"split.fold": 9, "features.lbp[0].encoding": "raw"}, ["split.fold", "features.lbp[0].encoding"]),
+        ({"split.folds": 9, "features.lbp[0].encoding": "raw"}, ["split.folds", "features.lbp[0].encoding"]),
     ],
 )
 def test_all_faults_are_told_at_once(changes: dict[str, Any], keys: list[str]) -> None:
@@ -551,7 +551,7 @@ def python(*words: str, cwd: Path) -> Answer:
 
 REFUSED = {  # words on the command line: keys of the lines they are refused with
     ("crop.size=20",): ["crop.size"],
-    ("crop.size=large", "trainer.loss=rmse", "split.fold=7"): ["crop.size", "split.fold", "trainer.loss"],
+    ("crop.size=large", "trainer.loss=rmse", "split.folds=7"): ["crop.size", "split.folds", "trainer.loss"],
     ("features.lbp.0.source=sif", "coarse.method=given"): ["features.lbp[0].source", "coarse.method"],
     ("+trainer.epoch=3",): ["trainer.epoch"],
     ("window.factor=???",): ["window.factor"],

@@ -78,8 +78,8 @@ def studies(draw: st.DrawFn) -> dict[str, Any]:
         "split": as_split(
             {
                 "block": block,
-                "folds": folds,
-                "fold": draw(st.integers(0, folds - 1)),
+                "k": folds,
+                "folds": draw(st.integers(0, folds - 1)),
                 "guard_px": guard,
                 "assignment": assignment,
             }
@@ -102,7 +102,7 @@ def test_no_pixel_of_a_test_block_or_its_guard_is_ever_trained_on(study: dict[st
     event("fits")
     # The test blocks are found anew from block numbers; distances are taken from each crop's rectangle.
     ids = block_ids(shape, split.block)
-    tested = block_folds(ids, split.folds, split.assignment, seed)[ids] == split.fold
+    tested = block_folds(ids, split.k, split.assignment, seed)[ids] == split.folds
     at_y, at_x = np.nonzero(tested)
     assert plans.validation is not None
     for plan in (plans.train, plans.validation):

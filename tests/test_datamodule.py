@@ -34,7 +34,8 @@ def make_features(seed: int = 0) -> FeatureCube:
     coarse = rng.random((2, 16, 20), dtype=np.float32).repeat(3, 1).repeat(3, 2)
     days = np.array(["2019-05-25", "2019-06-10"], "datetime64[ns]")
     valid = np.isfinite(target)
-    return FeatureCube(CHANNELS, predictors, coarse, target, valid, 3, SHAPE[1:], ("a", "a"), days)
+    weight = rng.uniform(0.1, 1, SHAPE).astype(np.float32)
+    return FeatureCube(CHANNELS, predictors, coarse, target, valid, weight, 3, SHAPE[1:], ("a", "a"), days)
 
 
 def make_parts() -> NDArray[np.int8]:
@@ -51,7 +52,7 @@ def make_module(features: FeatureCube, augment: bool = False, crop: RandomCrop =
 def cut(features: FeatureCube, row: NDArray[np.int32], size: int) -> dict[str, NDArray[Any]]:
     sample, y, x = row[:3]
     at = np.s_[sample, y : y + size, x : x + size]
-    fields = {name: getattr(features, name)[at][None] for name in ("coarse", "target", "valid")}
+    fields = {name: getattr(features, name)[at][None] for name in ("coarse", "target", "weight", "valid")}
     return {"predictors": features.predictors[sample, :, y : y + size, x : x + size], **fields}
 
 
@@ -60,7 +61,7 @@ def test_batches_are_cuts_of_the_cube() -> None:
     module = make_module(features)
     numbers: list[int] = []
     for batch in module.train_dataloader():
-        assert batch["coarse"].dtype == batch["target"].dtype == batch["predictors"].dtype == torch.float32
+        assert all(batch[name].dtype == torch.float32 for name in ("coarse", "target", "weight", "predictors"))
         assert batch["valid"].dtype == batch["scored"].dtype == torch.bool
         for i, number in enumerate(batch["crop"].tolist()):
             for name, field in cut(features, module.plans.train.table[number], 12).items():

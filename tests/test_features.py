@@ -315,7 +315,8 @@ def in_memory(
     channels = tuple(Channel(f"c{i}", s) for i, s in enumerate(scaled))
     days = np.array(["2019-05-25"] * len(coarse), "datetime64[ns]")
     valid = np.ones(coarse.shape, dtype=bool)
-    return FeatureCube(channels, predictors, coarse, coarse, valid, 1, (9, 9), ("a",) * len(coarse), days)
+    weight, places = np.ones_like(coarse), ("a",) * len(coarse)
+    return FeatureCube(channels, predictors, coarse, coarse, valid, weight, 1, (9, 9), places, days)
 
 
 def test_correlations_are_those_of_numpy_over_the_given_pixels() -> None:
@@ -409,7 +410,7 @@ from sifscale.features import Channel, FeatureCube
 field = da.asarray(np.arange(2 * 90 * 90, dtype=np.float32).reshape(2, 90, 90)).rechunk((1, 90, 90))
 days = np.array(["2019-05-25"] * 2, "datetime64[ns]")
 channels = (Channel("a", True),)
-cube = FeatureCube(channels, field[:, None], field, field, field > 9, 1, (90, 90), ("a", "a"), days)
+cube = FeatureCube(channels, field[:, None], field, field, field > 9, field, 1, (90, 90), ("a", "a"), days)
 print("ready", flush=True)
 sys.stdin.readline()
 print(materialise(cube, Path(sys.argv[1]), "shared"))

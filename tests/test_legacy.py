@@ -48,7 +48,8 @@ def lazy_cube(seed: int = 0, pad: int = 0) -> FeatureCube:
     channels = (Channel("coarse", True), Channel("evi", True))
     days = np.array(["2019-05-25", "2019-06-10"], "datetime64[ns]")
     shape = (SHAPE[1] - pad, SHAPE[2])
-    return FeatureCube(channels, predictors, lazy[0], lazy[2], lazy[3], 1, shape, ("a", "a"), days)
+    weight = da.ones_like(lazy[2])
+    return FeatureCube(channels, predictors, lazy[0], lazy[2], lazy[3], weight, 1, shape, ("a", "a"), days)
 
 
 def lbp_by_loops(field: NDArray[np.float32]) -> NDArray[np.float32]:

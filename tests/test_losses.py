@@ -149,3 +149,29 @@ def test_total_variation_is_the_mean_step_between_scored_neighbours() -> None:
     ramp[..., 2:] = torch.nan
     assert losses.total_variation(ramp, scored) == pytest.approx(4 * 3 / (4 + 6))
     assert losses.total_variation(ramp, torch.zeros_like(scored)) == 0
+
+
+@given(seed=st.integers(0, 999), share=st.sampled_from([0.0, 0.3, 1.0]), constant=st.floats(1e-3, 1.0))
+def test_equal_weights_are_those_of_the_mean_squared_error(seed: int, share: float, constant: float) -> None:
+    prediction, target, scored = fields(seed, share)
+    found = losses.error_weighted(prediction, target, scored, torch.full_like(target, constant))
+    assert float(found) == pytest.approx(float(losses.mse(prediction, target, scored)), rel=1e-9)
+
+
+@given(seed=st.integers(0, 999), share=st.sampled_from([0.0, 0.3, 1.0]))
+def test_each_scored_pixel_counts_by_its_weight(seed: int, share: float) -> None:
+    prediction, target, scored = fields(seed, share)
+    weight = torch.rand(target.shape, generator=torch.Generator().manual_seed(seed), dtype=target.dtype) + 1e-3
+    total, weights = 0.0, 0.0
+    for at in np.argwhere(scored.numpy()):
+        error = float(prediction[tuple(at)] - target[tuple(at)])
+        total, weights = total + float(weight[tuple(at)]) * error**2, weights + float(weight[tuple(at)])
+    found = []
+    for other in (0.0, torch.nan):  # what is not scored is not read, its weight neither
+        guess = prediction.masked_fill(~scored, other).requires_grad_()
+        fill = (field.masked_fill(~scored, other) for field in (target, weight))
+        loss = losses.error_weighted(guess, next(fill), scored, next(fill))
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+        assert guess.grad is not None and guess.grad.isfinite().all() and not guess.grad[~scored].any()
+        found.append(float(loss.detach()))
+    assert found[0] == found[1] == pytest.approx(total / weights if share else 0.0, rel=1e-9)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-from sifscale.metrics import SUMS, Sums, r2_residual, scores, skill
+from sifscale.metrics import SUMS, Sums, on_cells, r2_residual, scores, skill
 
 
 def fields(seed: int, crops: int = 12, size: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -161,3 +161,20 @@ def test_skill_is_the_share_of_squared_error_that_is_gone() -> None:
     assert skill(0.1, 0.2) == pytest.approx(0.75)
     assert skill(0.2, 0.2) == 0
     assert math.isnan(skill(0.1, 0.0))
+
+
+@given(seed=st.integers(0, 1000), cell_px=st.sampled_from([1, 2, 3, 6]), min_valid=st.sampled_from([0.0, 0.5, 0.75, 1.0]))
+def test_cells_are_means_of_their_scored_pixels(seed: int, cell_px: int, min_valid: float) -> None:
+    prediction, target, valid = fields(seed, crops=3, size=6)
+    found, wanted, mask = on_cells(prediction, target, valid, cell_px, min_valid)
+    assert found.shape == wanted.shape == mask.shape == (3, 1, 6 // cell_px, 6 // cell_px)
+    assert found.isfinite().all() and wanted.isfinite().all() and mask.dtype == torch.bool
+    for crop, y, x in np.ndindex(3, 6 // cell_px, 6 // cell_px):
+        at = (crop, 0, slice(y * cell_px, (y + 1) * cell_px), slice(x * cell_px, (x + 1) * cell_px))
+        filled = int(valid[at].sum())
+        assert bool(mask[crop, 0, y, x]) == (filled > 0 and filled / cell_px**2 >= min_valid)
+        if filled:
+            assert float(found[crop, 0, y, x]) == pytest.approx(float(prediction[at][valid[at]].mean()), abs=1e-5)
+            assert float(wanted[crop, 0, y, x]) == pytest.approx(float(target[at][valid[at]].mean()), abs=1e-5)
+    if cell_px == 1:
+        assert torch.equal(mask, valid) and torch.equal(found[mask], prediction[valid])

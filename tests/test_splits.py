@@ -29,8 +29,8 @@ def blocks(
         {
             "name": "blocks",
             "block": block,
-            "folds": folds,
-            "fold": fold,
+            "k": folds,
+            "folds": fold,
             "guard_px": guard_px,
             "assignment": assignment,
         }
@@ -116,7 +116,7 @@ def test_the_random_assignment_follows_the_seed() -> None:
 @pytest.mark.parametrize(
     ("split", "shape", "message"),
     [
-        (blocks((20, 20), folds=3), (30, 30), "split.folds: .* blocks in the field, 1 .found 3."),
+        (blocks((20, 20), folds=3), (30, 30), "split.k: .* blocks in the field, 1 .found 3."),
         (blocks((10, 10), folds=3, guard_px=12), (30, 30), "no pixel .* for train and validation"),
         (blocks((4, 4), folds=3, guard_px=4), (4, 12), "for train"),
         (blocks((10, 10), folds=9, guard_px=10, assignment="random"), (30, 30), "for .*validation"),
@@ -185,9 +185,9 @@ def test_folds_of_places_keep_places_whole_and_test_each_sample_once(
     shuffle.shuffle(places)
     if len(counts) < folds:
         with pytest.raises(ConfigError, match="must not exceed the number of places"):
-            split_places(PlacesSplit(name="places", folds=folds, fold=0), places)
+            split_places(PlacesSplit(name="places", k=folds, folds=0), places)
         return
-    parts = np.stack([split_places(PlacesSplit(name="places", folds=folds, fold=i), places) for i in range(folds)])
+    parts = np.stack([split_places(PlacesSplit(name="places", k=folds, folds=i), places) for i in range(folds)])
     assert ((parts == TEST).sum(axis=0) == 1).all() and ((parts == VALIDATION).sum(axis=0) == 1).all()
     for place in set(places):
         of_place = parts[:, np.array(places) == place]
@@ -199,5 +199,5 @@ def test_folds_of_places_keep_places_whole_and_test_each_sample_once(
 
 def test_folds_of_places_do_not_depend_on_the_order_of_samples() -> None:
     places = [f"place {i % 9}" for i in range(60)]
-    split = PlacesSplit(name="places", folds=3, fold=1)
+    split = PlacesSplit(name="places", k=3, folds=1)
     np.testing.assert_array_equal(split_places(split, places)[::-1], split_places(split, places[::-1]))

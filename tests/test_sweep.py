@@ -19,18 +19,17 @@ if TYPE_CHECKING:
 SMALL = ("trainer.epochs=1", "trainer.threads=1", "trainer.progress=false")
 STUDIES = {  # words that make a study tiny, and its number of jobs
     "paper_table3": (("crop.size=8", "crop.number=10"), 6),
-    # one network, one interpolation and the study's own baseline of eleven arms, three folds of five
+    # one network, one interpolation and the study's own baseline of eleven arms, three folds
     "honest_minnesota": (
         (
             "+experiment/honest_minnesota=bicubic_conservation,ridge,sifnet",
-            "split.fold=0,1,2",
-            "split.folds=3",
+            "split.k=3",
             "split.block=[8,8]",
             "split.guard_px=1",
             "crop.size=3",
             "crop.number=4",
         ),
-        9,
+        3,
     ),
     # two composites of 48 x 48 cells
     "osse_demo": (
@@ -40,7 +39,7 @@ STUDIES = {  # words that make a study tiny, and its number of jobs
             "window.period.end=2019-06-09",
             "window.simulation.days_per_period=4",
             "split.block=[12,12]",
-            "split.folds=3",
+            "split.k=3",
             "crop.size=8",
             "crop.number=4",
         ),
@@ -71,7 +70,9 @@ def test_a_study(
     assert all(run.info.status == "FINISHED" for run in runs)
     (parent,) = (run for run in runs if run.data.tags.get("sweep") == "parent")
     children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert len(children) == jobs == len(runs) - 1
+    folds = [run for run in runs if run.data.tags.get("mlflow.parentRunId") in {c.info.run_id for c in children}]
+    assert len(children) == jobs == len(runs) - 1 - len(folds)
+    assert len(folds) == (9 if name == "honest_minnesota" else 0), "three folds of each of three arms"
     assert {run.data.tags["study"] for run in children} == {name}
 
     study = yaml.safe_load((PROJECT_ROOT / "experiments" / f"{name}.yaml").read_text())["study"]

@@ -14,7 +14,7 @@ from scipy import ndimage
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from torch import Tensor, nn
 
-from sifscale import fitting
+from sifscale import fitting, testing
 from sifscale.config import PROJECT_ROOT, RunConfig
 from sifscale.crops import Plans
 from sifscale.datamodule import CropDataModule
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 NOWHERE_TO_LOG = RunLog(None, "")
 MODELS = sorted(path.stem for path in (PROJECT_ROOT / "conf" / "model").glob("*.yaml"))
 WITHOUT_PARAMETERS = {"identity", "nearest", "bilinear", "bicubic", "nirv_ratio", "persistence"}
-IN_ONE_STEP = {"ridge", "random_forest", "gradient_boosting", "deconvolution"}
+IN_ONE_STEP = {"lue", "ridge", "random_forest", "gradient_boosting", "deconvolution"}
 LONGER = ("split=time", "window.period.end=2019-06-25", "window.name=longer")  # three composites
 # A halo of one coarse cell, which is what bilinear interpolation reads.
 WITH_HALO = (*LONGER, "crop.size=16")
@@ -55,7 +55,7 @@ def room(workplace: Workplace, *words: str) -> Room:
 
 def finish(parts: Room, folder: Path) -> dict[str, float]:
     run, _, _, task, data = parts
-    return fitting.test(run, task, data, folder, NOWHERE_TO_LOG)
+    return testing.test(run, task, data, None, folder, NOWHERE_TO_LOG)[0]
 
 
 def whole_field(coarse: NDArray[np.float32], factor: int, order: int) -> NDArray[np.float64]:
@@ -117,7 +117,7 @@ def test_no_nan_ever_reaches_the_network(workplace: Workplace, tmp_path: Path) -
     assert all(np.isfinite(value) for value in scores.values())
 
 
-@pytest.mark.parametrize("loss", ["mse", "mae", "huber", "dssim", "spectral", "aggregate"])
+@pytest.mark.parametrize("loss", ["mse", "mae", "huber", "error_weighted", "dssim", "spectral", "aggregate"])
 def test_the_loss_ignores_pixels_that_are_not_scored(workplace: Workplace, loss: str) -> None:
     _, _, _, task, data = room(workplace, f"trainer.loss={loss}")
     batch: dict[str, Any] = next(iter(data.train_dataloader()))

@@ -159,7 +159,7 @@ def test_what_a_run_leaves_in_mlflow(workplace: Workplace, unbroken: Path) -> No
     config = yaml.safe_load((unbroken / "config.yaml").read_text())
     wanted = {key: value for key, value in flat(config).items() if key not in ("study", "resume")}
     assert wanted == {key: value for key, value in run.data.params.items() if key not in ("channels", "resume")}
-    named = {"model.widths", "split.fold", "normalisation.fit", "window.simulation.seed", "channels"}
+    named = {"model.widths", "split.folds", "normalisation.fit", "window.simulation.seed", "channels"}
     assert named <= set(run.data.params)
 
     assert EPOCH_METRICS | TEST_METRICS <= set(run.data.metrics)
@@ -207,5 +207,6 @@ def test_a_checkpoint_predicts_without_the_configuration(workplace: Workplace, u
             prediction = task(batch["predictors"], batch["coarse"], batch["valid"])
             sums += Sums.of(prediction, batch["target"], batch["scored"])
     found: dict[str, Any] = sums.finish()
-    assert found["rmse"] == pytest.approx(metrics(unbroken)["test/rmse"], rel=1e-12)
+    # a checkpoint does not keep the memory layout of weights, on which rounding depends
+    assert found["rmse"] == pytest.approx(metrics(unbroken)["test/rmse"], rel=1e-7)
     assert np.isfinite(found["r2"])

@@ -77,7 +77,7 @@ class CropBatches(Dataset[Batch]):
         return len(self.plan)
 
     def __getitem__(self, numbers: list[int]) -> Batch:
-        """predictors (B, C, H, W), coarse and target (B, 1, H, W) float32; valid, scored (B, 1, H, W) bool.
+        """predictors (B, C, H, W); coarse, target, weight (B, 1, H, W) float32; valid, scored (B, 1, H, W) bool.
 
         valid: target observed. scored: valid, in the core of the crop and, where parts are given, in ``part``.
         crop (B,): the numbers. Values are physical, gaps NaN: the task normalises and fills them.
@@ -93,6 +93,7 @@ class CropBatches(Dataset[Batch]):
             "predictors": torch.from_numpy(np.stack([features.predictors[s, :, y, x] for s, y, x in cut])),
             "coarse": torch.from_numpy(np.stack([features.coarse[at] for at in cut]))[:, None],
             "target": torch.from_numpy(np.stack([features.target[at] for at in cut]))[:, None],
+            "weight": torch.from_numpy(np.stack([features.weight[at] for at in cut]))[:, None],
             "valid": torch.from_numpy(valid)[:, None],
             "scored": torch.from_numpy(scored)[:, None],
             "crop": torch.tensor(numbers),
@@ -196,17 +197,12 @@ class CropDataModule(pl.LightningDataModule):
         """Turn a training batch, on the device it is on; all fields of a crop alike."""
         if self._turn is None or self.trainer is None or not self.trainer.training:
             return batch
-        names = ("coarse", "target", "valid", "scored")
+        names = ("coarse", "target", "weight", "valid", "scored")
         channels = batch["predictors"].shape[1]
         turned = self._turn(torch.cat([batch["predictors"], *(batch[name].float() for name in names)], dim=1))
         fields = dict(zip(names, turned[:, channels:].split(1, dim=1), strict=True))
-        return batch | {
-            "predictors": turned[:, :channels],
-            "coarse": fields["coarse"],
-            "target": fields["target"],
-            "valid": fields["valid"] > 0.5,
-            "scored": fields["scored"] > 0.5,
-        }
+        masks = {name: fields[name] > 0.5 for name in ("valid", "scored")}
+        return batch | {"predictors": turned[:, :channels]} | fields | masks
 
 
 class _Dihedral(torch.nn.Module):

@@ -17,7 +17,8 @@ from sifscale.config import digest
 from sifscale.features import Channel, FeatureCube
 from sifscale.whole import remove_leftovers, temporary
 
-FEATURES_VERSION = 1  # raise when the same config makes other numbers: old feature cubes are then left alone
+FEATURES_VERSION = 2  # raise when the same config makes other numbers: old feature cubes are then left alone
+FIELDS = ("coarse", "target", "valid", "weight")  # (sample, y, x), as in FeatureCube
 
 
 def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
@@ -36,13 +37,10 @@ def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
     )
     flat = (chunks[0], *chunks[2:])
     dims = ("sample", "y", "x")
+    fields = FIELDS if features.cover is None else (*FIELDS, "cover")
     dataset = xr.Dataset(
-        {
-            "predictors": (("sample", "channel", "y", "x"), features.predictors.rechunk(chunks)),
-            "coarse": (dims, features.coarse.rechunk(flat)),
-            "target": (dims, features.target.rechunk(flat)),
-            "valid": (dims, features.valid.rechunk(flat)),
-        },
+        {"predictors": (("sample", "channel", "y", "x"), features.predictors.rechunk(chunks))}
+        | {name: (dims, getattr(features, name).rechunk(flat)) for name in fields},
         attrs={
             "channels": features.names,
             "scaled": [int(channel.scaled) for channel in features.channels],
@@ -50,6 +48,7 @@ def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
             "shape": list(features.shape),
             "places": list(features.places),
             "times": [str(time) for time in features.times],
+            "cover_names": list(features.cover_names),
         },
     )
     folder.mkdir(parents=True, exist_ok=True)
@@ -69,7 +68,7 @@ def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
 def open_features(path: Path, memory_limit_mb: int) -> FeatureCube:
     """A materialised feature cube: in memory where it fits the limit, else Zarr arrays read crop by crop."""
     group = zarr.open_group(path, mode="r")
-    arrays: dict[str, Any] = {name: group[name] for name in ("predictors", "coarse", "target", "valid")}
+    arrays: dict[str, Any] = {name: group[name] for name in ("predictors", *FIELDS, "cover") if name in group}
     if sum(array.nbytes for array in arrays.values()) <= memory_limit_mb * 1e6:
         arrays = {name: array[:] for name, array in arrays.items()}
     attrs: dict[str, Any] = dict(group.attrs)
@@ -79,5 +78,6 @@ def open_features(path: Path, memory_limit_mb: int) -> FeatureCube:
         shape=(int(attrs["shape"][0]), int(attrs["shape"][1])),
         places=tuple(attrs["places"]),
         times=np.array(attrs["times"], dtype="datetime64[ns]"),
+        cover_names=tuple(attrs["cover_names"]),
         **arrays,
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import dask.array as da
@@ -19,10 +20,13 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from sifscale import grid, lbp
-from sifscale.config import Coarse, ConfigError, Features, LbpFeature, LocalStats, Select
+from sifscale.config import Coarse, ConfigError, Cover, Features, LbpFeature, LocalStats, Select
 from sifscale.cube import Cube
+from sifscale.land_cover import land_cover
 
 log = logging.getLogger(__name__)
+
+OBSERVED = "observed_coarse"  # native SIF on the fine grid, where this is the coarse field
 
 
 @dataclass(frozen=True)
@@ -35,11 +39,12 @@ class Channel:
 
 @dataclass(frozen=True)
 class FeatureCube:
-    """Predictors (sample, channel, y, x); coarse, target, valid (sample, y, x); NaN where nothing is known.
+    """Predictors (sample, channel, y, x); coarse, target, valid, weight (sample, y, x); NaN where nothing is known.
 
-    ``coarse`` is constant on blocks of ``block_px`` (1: a smooth field) and has no NaN. Arrays are lazy
+    ``coarse`` is constant on blocks of ``block_px`` (1: a smooth field) and has no NaN. ``weight``, in (0, 1], is what
+    a pixel counts in an error-weighted loss, 1 where the error of the target is not known. Arrays are lazy
     (Dask), or NumPy or Zarr arrays once opened from a store. ``shape`` (y, x) is that of the cube, before
-    padding.
+    padding. ``cover``, where known: class of each pixel, int8, in ``cover_names``; no model reads it.
     """
 
     channels: tuple[Channel, ...]
@@ -47,10 +52,13 @@ class FeatureCube:
     coarse: Any
     target: Any
     valid: Any
+    weight: Any
     block_px: int
     shape: tuple[int, int]
     places: tuple[str, ...]
     times: NDArray[np.datetime64]
+    cover: Any = None
+    cover_names: tuple[str, ...] = ()
 
     @property
     def names(self) -> list[str]:
@@ -64,10 +72,25 @@ class FeatureCube:
         return replace(self, channels=channels, predictors=np.asarray(self.predictors)[:, index])
 
 
-def build(cube: Cube, features: Features, coarse: Coarse, target: str) -> FeatureCube:
-    """Lazy feature cube; raises ConfigError where the cube lacks a band or a feature reads the target."""
-    _check_bands(cube, features, coarse, target)
+def build(
+    cube: Cube,
+    features: Features,
+    coarse: Coarse,
+    target: str,
+    *,
+    truth: str | None = None,
+    cover: Cover | None = None,
+) -> FeatureCube:
+    """Lazy feature cube; raises ConfigError where the cube lacks a band or a feature reads the target.
+
+    On the native grid, where the target is ``target`` and coarse its block mean; or, with ``truth``, on the fine grid,
+    where that band is the target and coarse is native ``target`` (DESIGN, section 4: application).
+    """
     native = _observed(cube.native, target)
+    finer = None if cube.fine is None else cube.fine.isel(sample=_observed_samples(cube.native, target))
+    if truth:
+        native, finer = _application(native, finer, truth, target, coarse), None
+    _check_bands(cube.path, native, features, coarse, target)
     field = partial(_band, native, coarse=coarse, target=target)
     parts: list[tuple[list[Channel], da.Array]] = []
     for name in features.bands:
@@ -89,34 +112,80 @@ def build(cube: Cube, features: Features, coarse: Coarse, target: str) -> Featur
         coarse=pad(_coarse(native, coarse, target), fill="edge"),
         target=pad(observed),
         valid=pad(da.isfinite(observed), fill=False),
+        weight=pad(_weight(native, target), fill="edge"),
         block_px=block,
         shape=(native.sizes["y"], native.sizes["x"]),
         # Places that touch share a group, and a group goes whole into one part.
         places=tuple(str(place) for place in native["group" if "group" in native.coords else "place"].values),
         times=native["time_start"].values,
+        cover=pad(land_cover(native, finer, cover), fill="edge") if cover else None,
+        cover_names=cover.classes if cover else (),
     )
+
+
+def _application(native: xr.Dataset, fine: xr.Dataset | None, truth: str, target: str, coarse: Coarse) -> xr.Dataset:
+    """The fine bands, with the truth as target where it was observed natively, and native SIF as coarse field."""
+    if fine is None or truth not in fine:
+        raise ConfigError([f"window.truth: the cube has no fine band '{truth}'; build the window again"])
+    factor = fine.sizes["y"] // native.sizes["y"]
+    if coarse.block_px != factor:
+        raise ConfigError(
+            [
+                f"coarse: must be block_mean with factor {factor} on the fine grid (found {coarse.method}, "
+                f"{coarse.factor})"
+            ]
+        )
+    spread = partial(_spread, factor=factor, shape=(fine.sizes["y"], fine.sizes["x"]))
+    observed = _lazy(native[target])
+    filled = spread(observed.map_blocks(grid.fill_nearest, dtype=np.float32))
+    known = da.where(da.isfinite(spread(observed)), _lazy(fine[truth]), np.float32(np.nan))
+    dims = ("sample", "y", "x")
+    coords = {name: native[name].variable for name in ("place", "group", "time_start") if name in native.coords}
+    return fine.drop_vars(truth).assign({target: (dims, known), OBSERVED: (dims, filled)}).assign_coords(coords)
+
+
+def _spread(field: da.Array, factor: int, shape: tuple[int, int]) -> da.Array:
+    chunks = (field.chunks[0], (shape[0],), (shape[1],))
+    return field.map_blocks(grid.block_repeat, factor, *shape, chunks=chunks, dtype=field.dtype)
+
+
+def _observed_samples(native: xr.Dataset, target: str) -> NDArray[np.intp]:
+    return np.flatnonzero(native[target].notnull().any(("y", "x")).values)
 
 
 def _observed(native: xr.Dataset, target: str) -> xr.Dataset:
     """The samples with any target: in winter a composite may have no sounding, and a patch may be all cloud."""
-    observed = native[target].notnull().any(("y", "x")).values
-    if not observed.any():
-        raise ConfigError([f"window: no sample of the cube has any {target} (found {len(observed)} samples)"])
-    if not observed.all():
-        log.warning("%d of %d samples have no %s and are left out", (~observed).sum(), len(observed), target)
-    return native.isel(sample=np.flatnonzero(observed))
+    observed, samples = _observed_samples(native, target), native.sizes["sample"]
+    if not len(observed):
+        raise ConfigError([f"window: no sample of the cube has any {target} (found {samples} samples)"])
+    if len(observed) < samples:
+        log.warning("%d of %d samples have no %s and are left out", samples - len(observed), samples, target)
+    return native.isel(sample=observed)
 
 
-def _check_bands(cube: Cube, features: Features, coarse: Coarse, target: str) -> None:
+def _weight(native: xr.Dataset, target: str) -> da.Array:
+    """1 / (1 + (error / median error)^2): the inverse variance of error and misfit, were both alike at the median.
+
+    Without the second term a few precise pixels would outweigh all others.
+    """
+    if f"{target}_error" not in native:
+        return da.ones_like(_lazy(native[target]))
+    error = _lazy(native[f"{target}_error"])
+    typical = float(np.nanmedian(error.compute()))
+    weight = 1 / (1 + (error / typical) ** 2)
+    return da.where(da.isfinite(weight), weight, 1).astype(np.float32)
+
+
+def _check_bands(path: Path, native: xr.Dataset, features: Features, coarse: Coarse, target: str) -> None:
     asked = _bands_needed(features)
     faults = (
         [f"features: must not read the target; use 'coarse' (found '{target}')"] if target in asked else []
     )
     needed = dict.fromkeys([target, *([f"coarse_{target}"] if coarse.method == "given" else []), *asked])
     faults += [
-        f"features: the cube {cube.path} has no band '{name}'; build the window again"
+        f"features: the cube {path} has no band '{name}'; build the window again"
         for name in needed
-        if not _available(cube.native, name, coarse)
+        if not _available(native, name, coarse)
     ]
     if faults:
         raise ConfigError(faults)
@@ -162,7 +231,9 @@ def _band(native: xr.Dataset, name: str, *, coarse: Coarse, target: str) -> da.A
 
 
 def _coarse(native: xr.Dataset, coarse: Coarse, target: str) -> da.Array:
-    """The coarse observation on the native grid, gaps taken from the nearest coarse cell."""
+    """The coarse observation on the grid of the target, gaps taken from the nearest coarse cell."""
+    if OBSERVED in native:
+        return _lazy(native[OBSERVED])
     if coarse.method == "block_mean":
         # Filled before it is spread: the nearest cell of a pixel may differ within a block.
         return _lazy(native[target]).map_blocks(_filled_block_mean, factor=coarse.factor, dtype=np.float32)

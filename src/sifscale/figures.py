@@ -31,15 +31,15 @@ MAPS_LEAST_WIDTH = 7.0  # inches: what the labels need where fields are tall and
 MAX_LBP_CHANNELS = 11  # with the source, a page of 3 x 4
 MISSING = "0.85"
 # Okabe & Ito (2008), told apart with every common form of colour blindness.
-_BLUE, _ORANGE, _GREEN, _PINK, _RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00"
+BLUE, ORANGE, GREEN, PINK, RED = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00"
 _LOSS, _R2 = "loss (dimensionless)", "validation R² (dimensionless)"
 _PANELS = {
-    _LOSS: {"train/loss": _BLUE, "val/loss": _RED},
-    _R2: {"val/r2": _RED},
-    "validation error": {"val/rmse": _RED, "val/mae": _GREEN},
+    _LOSS: {"train/loss": BLUE, "val/loss": RED},
+    _R2: {"val/r2": RED},
+    "validation error": {"val/rmse": RED, "val/mae": GREEN},
 }
-_PARTS = {"train": _BLUE, "validation": _ORANGE, "test": _PINK, "guard": MISSING}
-_OTHER_PARTS = ["white", _GREEN, "#56B4E9", _RED, "#F0E442", "black"]
+_PARTS = {"train": BLUE, "validation": ORANGE, "test": PINK, "guard": MISSING}
+_OTHER_PARTS = ["white", GREEN, "#56B4E9", RED, "#F0E442", "black"]
 # tab20, strong colours before pale ones, without its two greys: grey means missing.
 _CODE_COLOURS = [colormaps["tab20"](i) for i in (*range(0, 20, 2), *range(1, 20, 2)) if i not in (14, 15)]
 
@@ -93,7 +93,7 @@ def curves(
     figure.set_layout_engine("constrained", wspace=0.06)
     for i, (label, names) in enumerate(shown.items()):
         axes = figure.add_subplot(1, len(shown), i + 1, xlabel="epoch")
-        axes.set_ylabel(label if label in (_LOSS, _R2) else f"{label} ({_typeset(units)})")
+        axes.set_ylabel(label if label in (_LOSS, _R2) else f"{label} ({typeset(units)})")
         for name in names:
             colour = _PANELS[label][name]
             epoch, value = np.array(history[name], dtype=float).T
@@ -136,12 +136,12 @@ def scatter(actual: Field, predicted: Field, *, label: str, units: str, r2: floa
     if np.ptp(x) > 0:
         slope, offset = np.polyfit(x, y, 1)
         equation = f"fit: {slope:.2f} x {'−' if offset < 0 else '+'} {abs(offset):.2f}"
-        axes.plot(ends, slope * ends + offset, color=_RED, label=equation)
-    text = f"n = {x.size:,}\nR² = {r2:.3f}\nRMSE = {rmse:.3f} {_typeset(units)}"
+        axes.plot(ends, slope * ends + offset, color=RED, label=equation)
+    text = f"n = {x.size:,}\nR² = {r2:.3f}\nRMSE = {rmse:.3f} {typeset(units)}"
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2}
     axes.text(0.03, 0.97, text, transform=axes.transAxes, va="top", fontsize="small", bbox=box)
     axes.legend(loc="lower right", fontsize="small", edgecolor="none")
-    axes.set(xlabel=f"observed {label} ({_typeset(units)})", ylabel=f"predicted {label} ({_typeset(units)})")
+    axes.set(xlabel=f"observed {label} ({typeset(units)})", ylabel=f"predicted {label} ({typeset(units)})")
     return figure
 
 
@@ -177,9 +177,9 @@ def maps(rows: Sequence[MapRow], *, units: str) -> Figure:
     for axes in grid[-1]:
         axes.set_xlabel("x (cells)")
     bar = partial(figure.colorbar, location="bottom", extend="both", pad=0.02)
-    bar(image, ax=grid[:, :3], label=f"SIF ({_typeset(units)})", aspect=60, extendfrac=0.015)
+    bar(image, ax=grid[:, :3], label=f"SIF ({typeset(units)})", aspect=60, extendfrac=0.015)
     tick = float(f"{0.9 * limit:.1g}")  # three short labels: the bar is as narrow as its column
-    error_bar = bar(error_image, ax=grid[:, 3], label=f"error\n({_typeset(units)})", aspect=20, extendfrac=0.045)
+    error_bar = bar(error_image, ax=grid[:, 3], label=f"error\n({typeset(units)})", aspect=20, extendfrac=0.045)
     error_bar.set_ticks([-tick, 0, tick], labels=[f"−{tick:g}", "0", f"{tick:g}"])
     return figure
 
@@ -213,7 +213,7 @@ def lbp_panel(source: Field, channels: Mapping[str, NDArray[np.generic]], *, sou
         axes.set(xlabel="x (cells)" if bottom else "", ylabel="y (cells)" if left else "")
     for axes in panels[count:]:
         axes.remove()
-    tones = {"0": "white", "1": _BLUE} if any(map(_is_binary, channels.values())) else {}
+    tones = {"0": "white", "1": BLUE} if any(map(_is_binary, channels.values())) else {}
     _key(figure, tones | {"no value": MISSING})
     return figure
 
@@ -282,7 +282,7 @@ def _needs_log_scale(losses: Sequence[float]) -> bool:
 def _draw_channel(figure: Figure, axes: Axes, name: str, channel: Field) -> None:
     codes = np.unique(channel[np.isfinite(channel)])
     if _is_binary(channel):
-        _show(axes, channel, ListedColormap(["white", _BLUE]), Normalize(0, 1))
+        _show(axes, channel, ListedColormap(["white", BLUE]), Normalize(0, 1))
     elif codes.size <= len(_CODE_COLOURS) and (codes % 1 == 0).all():
         ranks = np.where(np.isfinite(channel), np.searchsorted(codes, channel), np.nan)
         palette = ListedColormap(_CODE_COLOURS[: codes.size])
@@ -334,6 +334,6 @@ def _panel_size(shape: tuple[int, ...], widest: float, tallest: float) -> tuple[
     return width, width * shape[0] / shape[1]
 
 
-def _typeset(units: str) -> str:
+def typeset(units: str) -> str:
     """Turn the exponents of CF units ("m-2") into superscripts."""
     return re.sub(r"(?<=[A-Za-z])(-?\d+)\b", r"$^{\1}$", units)

@@ -1,31 +1,26 @@
-"""Fit and test: Lightning's trainer, the best checkpoint on validation, the table of scores."""
+"""Fit: Lightning's trainer, or one step, and the best checkpoint on validation."""
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 
-from sifscale import block_sums, bootstrap, noise_floor, progress, report
-from sifscale.audit import observed_pixels, scored_pixels
+from sifscale import progress
 from sifscale.averaging import weight_average
-from sifscale.config import BlocksSplit, RunConfig
+from sifscale.config import RunConfig
 from sifscale.datamodule import CropDataModule
-from sifscale.metrics import Sums, r2_residual, skill
 from sifscale.models import parameter_count
 from sifscale.models.regression import Fitted
 from sifscale.splits import TRAIN, VALIDATION
-from sifscale.task import REFERENCES, DownscalingTask
-from sifscale.tracking import RunLog, is_main_process
+from sifscale.task import DownscalingTask
+from sifscale.tracking import RunLog
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # hardware lists, advertising
@@ -52,7 +47,8 @@ def fit(
     )
     monitored = data.plans.validation is not None
     # without fine truth the choice of the epoch must not see it either
-    chosen_by = "val/loss" if run.trainer.loss == "aggregate" else "val/rmse"
+    pixels_or_cells = "val/cells_rmse" if run.evaluation.cell_px else "val/rmse"
+    chosen_by = "val/loss" if run.trainer.loss == "aggregate" else pixels_or_cells
     keep = pl.callbacks.ModelCheckpoint(
         folder / "checkpoints",
         filename="best",
@@ -67,8 +63,8 @@ def fit(
         callbacks.append(progress.EpochBar())
     last = folder / "checkpoints" / "last.ckpt"
     started = time.perf_counter()
-    trainer = _trainer(run, callbacks, folder, validate=monitored)
-    with _known_warnings():
+    trainer = lightning_trainer(run, callbacks, folder, validate=monitored)
+    with known_warnings():
         trainer.fit(
             task, data, ckpt_path=str(last) if run.resume and last.exists() else None, weights_only=True
         )
@@ -94,86 +90,28 @@ def _fit_in_one_step(
         return
     if isinstance(task.model, Fitted):
         started = time.perf_counter()
-        with torch.no_grad():
-            train, validation = (map(task.fields, data.each_pixel_once(part)) for part in (TRAIN, VALIDATION))
-            found = task.model.fit(train, validation, run.seed)
+        found = fit_at_once(task, data, run.seed)
         log.info("fitted %s: %s", run.label, ", ".join(f"{name} {value:g}" for name, value in found.items()))
         seconds = {"perf/train_s": time.perf_counter() - started}
         tracker.metrics(seconds | {f"fit/{name}": value for name, value in found.items()})
-    trainer = _trainer(run, [], folder, validate=data.plans.validation is not None)
-    with _known_warnings():
+    trainer = lightning_trainer(run, [], folder, validate=data.plans.validation is not None)
+    with known_warnings():
         for scores in trainer.validate(task, data, verbose=False):
             tracker.metrics(dict(scores))
     trainer.save_checkpoint(best, weights_only=False)
     tracker.artifact(best, "checkpoints")
 
 
-def test(
-    run: RunConfig, task: DownscalingTask, data: CropDataModule, folder: Path, tracker: RunLog
-) -> dict[str, float]:
-    """Scores on the test part, beside nearest and bilinear; the table is printed, sums are kept for pooling."""
-    block_px = run.split.block if isinstance(run.split, BlocksSplit) else run.window.suggested.block_px
-    tally = block_sums.BlockTally(block_sums.block_map(data.features, block_px), data.plans.test)
-    with _known_warnings():
-        _trainer(run, [tally], folder, validate=False).test(task, data, verbose=False)
-    sums, blocks = task.test_sums(), tally.by_name()
-    scores = {name: sums[name].finish() for name in ("model", *REFERENCES)}
-    floor = _noise_floor(data)
-    metrics = _test_metrics(sums, scores, floor)
-    metrics["perf/parameters"] = float(parameter_count(task.model))
-    if run.protocol == "legacy":
-        metrics["test/r2_positions"] = sums["model"].r2_positions()
-    tracker.metrics(metrics)
-    files: dict[str, Mapping[str, Any]] = {
-        "metrics": metrics,
-        "test_sums": {name: part.to_dict() for name, part in sums.items()},
-        "test_block_sums": bootstrap.to_json(blocks),
-    }
-    for name, values in files.items():
-        _write_json(folder / f"{name}.json", values)
-        tracker.artifact(folder / f"{name}.json")
-    if is_main_process():
-        title, units = f"{run.label} on {run.window.name} ({run.protocol})", task.spec.units
-        beyond = bootstrap.paired_difference(blocks["model"], blocks["bilinear"])
-        notes = [f"RMSE less that of bilinear: {report.interval(beyond)}"]
-        if floor:
-            limit = metrics.get("test/noise_floor_rmse")
-            notes.append(noise_floor.describe(floor.noise_sd, limit, scores["model"]["target_sd"], units))
-        named = {run.label if name == "model" else name: values for name, values in scores.items()}
-        report.show(report.run_table(named, units, title, notes))
-    return metrics
+def fit_at_once(task: DownscalingTask, data: CropDataModule, seed: int) -> dict[str, float]:
+    """Fit a model that learns in one step; returns what it says of itself."""
+    assert isinstance(task.model, Fitted)
+    with torch.no_grad():
+        train, validation = (map(task.fields, data.each_pixel_once(part)) for part in (TRAIN, VALIDATION))
+        return task.model.fit(train, validation, seed)
 
 
-def _test_metrics(
-    sums: Mapping[str, Sums], scores: Mapping[str, Mapping[str, float]], floor: noise_floor.NoiseFloor | None
-) -> dict[str, float]:
-    model = scores["model"]
-    names = ("r2", "mae", "rmse", "bias", "correlation", "negative_share")
-    metrics = {f"test/{name}": model[name] for name in names}
-    metrics["test/skill_bilinear"] = skill(model["rmse"], scores["bilinear"]["rmse"])
-    metrics["test/r2_beyond_bilinear"] = r2_residual(sums["model"], sums["bilinear"])
-    metrics["test/coarse_rmse"] = sums["coarse"].finish()["rmse"]
-    metrics["test/coarse_rmse_raw"] = sums["coarse_raw"].finish()["rmse"]
-    for reference in REFERENCES:
-        metrics |= {f"test/{reference}_{name}": scores[reference][name] for name in ("r2", "mae", "rmse")}
-    if floor:
-        metrics["test/noise_sd"] = floor.noise_sd
-        if floor.rmse == floor.rmse:  # NaN: coarse SIF lies on the target's own grid
-            metrics["test/noise_floor_rmse"] = floor.rmse
-    return metrics
-
-
-def _noise_floor(data: CropDataModule) -> noise_floor.NoiseFloor | None:
-    """Of the pixels that the test scores; the semivariograms are of whole samples, for more pairs."""
-    features, observed = data.features, observed_pixels(data.features)
-    scored = scored_pixels(data.plans, features.coarse.shape) & observed
-    together = len(set(features.places)) > 1
-    return noise_floor.estimate(
-        np.asarray(features.target), observed, scored, features.block_px, together=together
-    )
-
-
-def _trainer(run: RunConfig, callbacks: list[pl.Callback], folder: Path, *, validate: bool) -> pl.Trainer:
+def lightning_trainer(run: RunConfig, callbacks: list[pl.Callback], folder: Path, *, validate: bool) -> pl.Trainer:
+    """Lightning's trainer as the run's options say."""
     options = run.trainer
     return pl.Trainer(
         accelerator=options.accelerator,
@@ -195,16 +133,10 @@ def _trainer(run: RunConfig, callbacks: list[pl.Callback], folder: Path, *, vali
 
 
 @contextmanager
-def _known_warnings() -> Iterator[None]:
+def known_warnings() -> Iterator[None]:
     """Without advice that does not apply: batches are gathered whole, so loader workers would only cost."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         # Lightning 2.6 with torch 2.13: its own use of a name that torch is renaming
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
         yield
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=1))
-    temporary.replace(path)

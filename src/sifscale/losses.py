@@ -40,6 +40,13 @@ def huber(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
     return _mean(F.huber_loss, prediction, target, scored)
 
 
+def error_weighted(prediction: Tensor, target: Tensor, scored: Tensor, weight: Tensor) -> Tensor:
+    """Mean squared error, each pixel with its `weight` (B, 1, H, W), above 0; large where the target is precise."""
+    weights = torch.where(scored, weight, 0)
+    total = (weights[scored] * F.mse_loss(prediction[scored], target[scored], reduction="none")).sum()
+    return total / weights.sum().clamp(min=1e-12)
+
+
 def dssim(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
     """Structural dissimilarity (1 - SSIM) / 2 mixed with the mean absolute error, 0.84 to 0.16."""
     count = scored.sum().clamp(min=1)

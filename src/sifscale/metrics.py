@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sifscale.conservation import block_means
+
 SUMS = ("n", "y", "yy", "p", "pp", "yp", "abs_error", "negative")
 # A sum of squares about the mean that is smaller than this share of the plain sum of squares is rounding.
 ROUNDING = 1e-12
@@ -104,6 +106,24 @@ def scores(sums: Tensor) -> dict[str, Tensor]:
         "negative_share": negative / n,
         "target_sd": (spread_y / n).sqrt(),
     }
+
+
+def pooled(blocks: Mapping[str, Sums]) -> Sums:
+    """Sums of all blocks together."""
+    return sum(blocks.values(), start=Sums.zero())
+
+
+def on_cells(
+    prediction: Tensor, target: Tensor, scored: Tensor, cell_px: int, min_valid: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Means of the scored pixels of each ``cell_px`` x ``cell_px`` cell, as fields that are scored like pixels.
+
+    All (B, 1, H, W), the first cell at the origin; returns prediction, target and mask, (B, 1, H / cell_px,
+    W / cell_px). The mask is True where at least ``min_valid`` (0..1) of a cell is scored.
+    """
+    mean_prediction, count = block_means(prediction, scored, cell_px)
+    mean_target, _ = block_means(target, scored, cell_px)
+    return mean_prediction, mean_target, (count > 0) & (count >= min_valid * cell_px**2)
 
 
 def r2_residual(model: Sums, reference: Sums) -> float:

@@ -51,6 +51,22 @@ def run_table(
     return table
 
 
+def folds_table(
+    rows: Mapping[str, Mapping[str, Mapping[str, float]]], units: str, title: str
+) -> Table:
+    """RMSE by fold (row) and prediction (column), with R2 of the model; rows: fold -> prediction -> scores."""
+    table = _table(title, ())
+    names = list(dict.fromkeys(name for by_name in rows.values() for name in by_name))
+    table.add_column("")
+    for column in (*(f"RMSE {name} [{units}]" for name in names), "R2 model", "n"):
+        table.add_column(column, justify="right")
+    for row, by_name in rows.items():
+        model = by_name.get("model")
+        scores = [f"{by_name[name]['rmse']:.4f}" if name in by_name else "-" for name in names]
+        table.add_row(row, *scores, *((f"{model['r2']:.4f}", f"{model['n']:,.0f}") if model else ("-", "-")))
+    return table
+
+
 def interval(difference: Difference) -> str:
     """A difference with its 95 % interval and p, as text."""
     if difference.blocks < 2:

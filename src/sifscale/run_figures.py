@@ -11,13 +11,13 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sifscale import figures
+from sifscale import evaluation_figures, figures
 from sifscale.config import RunConfig
-from sifscale.crops import Plans
 from sifscale.datamodule import BatchOrder, CropBatches, CropDataModule
 from sifscale.features import FeatureCube
 from sifscale.splits import PART_NAMES
 from sifscale.task import DownscalingTask
+from sifscale.testing import Tested, pixel_km
 
 MAP_ROWS = 3
 LBP_PANELS = 10
@@ -30,41 +30,70 @@ def draw(
     run: RunConfig,
     task: DownscalingTask,
     data: CropDataModule,
-    features: FeatureCube,
-    plans: Plans,
     history: Mapping[str, Sequence[tuple[int, float]]],
     correlation: Correlation,
     metrics: Mapping[str, float],
+    tested: Tested,
     folder: Path,
 ) -> list[Path]:
     """Draw and save all pictures of a run below ``folder``; returns their paths."""
-    label, units = run.window.target.upper(), task.spec.units
-    predicted, actual, coarse = scored_crops(task, data)
-    pictures: dict[str, Figure] = {
-        "predicted_against_actual": figures.scatter(
-            actual, predicted, label=label, units=units, r2=metrics["test/r2"], rmse=metrics["test/rmse"]
-        ),
-        "maps": figures.maps(_rows(plans, features, predicted, actual, coarse), units=units),
-        "correlation_matrix": figures.correlation_matrix(
-            *correlation, title="Correlation on the training part"
-        ),
-    }
+    features, plans, units = data.features, data.plans, task.spec.units
+    if plans.parts is None:
+        predicted, actual, coarse = scored_crops(task, data)
+        rows = [
+            figures.MapRow(f"test crop {i}", coarse[i], predicted[i], actual[i])
+            for i in range(min(MAP_ROWS, len(predicted)))
+        ]
+        pictures = {"maps": figures.maps(rows, units=units)}
+        pictures["predicted_against_actual"] = _scatter(run, actual, predicted, metrics, units)
+    else:
+        pictures = of_test(run, features, metrics, tested, units)
+    pictures["correlation_matrix"] = figures.correlation_matrix(*correlation, title="Correlation on the training part")
     if history:
         pictures["curves"] = figures.curves(history, _best_epoch(history), units=units)
     if plans.parts is not None:
-        rows, columns = features.shape
+        rows_px, columns_px = features.shape
         for sample in _distinct(plans.parts):
             name = "split" if sample == 0 else f"split_{sample}"
             pictures[name] = figures.split_map(
-                plans.parts[sample, :rows, :columns], names=PART_NAMES, title=f"Split of {run.window.name}"
+                plans.parts[sample, :rows_px, :columns_px], names=PART_NAMES, title=f"Split of {run.window.name}"
             )
     if patterns := [i for i, name in enumerate(features.names) if "lbp" in name.lower()]:
         pictures["lbp"] = _lbp(run, features, patterns)
-    paths = []
+    return save(pictures, folder)
+
+
+def of_test(
+    run: RunConfig, features: FeatureCube, metrics: Mapping[str, float], tested: Tested, units: str
+) -> dict[str, Figure]:
+    """Pictures by name of what an honest test found: maps, scatter, and, where known, spectra and errors by group."""
+    predicted = tested.fields["model"]
+    actual = np.where(np.isfinite(predicted), np.asarray(features.target), np.nan)
+    pictures = {
+        "maps": figures.maps(_rows(features, predicted, actual), units=units),
+        "predicted_against_actual": _scatter(run, actual, predicted, metrics, units),
+    }
+    shown = {name: run.label if name == "model" else name for name in tested.fields if name != "nearest"}
+    if tested.groups:
+        kinds = {
+            kind: {
+                group: {shown[name]: sums.finish() for name, sums in by_name.items() if name in shown}
+                for group, by_name in of_kind.items()
+            }
+            for kind, of_kind in tested.groups.items()
+        }
+        pictures["errors_by"] = evaluation_figures.errors_by(kinds, units=units)
+    spectra = {shown[name]: part.spectra() for name, part in tested.structure.items() if name in shown and part.tiles}
+    if any((power["target"] > 0).any() for power in spectra.values()):
+        pictures["spectra"] = evaluation_figures.spectra(spectra, pixel_km=pixel_km(run), units=units)
+    return pictures
+
+
+def save(pictures: Mapping[str, Figure], folder: Path) -> list[Path]:
+    """Write each picture as PNG below ``folder``; returns their paths."""
     for name, figure in pictures.items():
-        paths.append(folder / f"{name}.png")
-        figures.save(figure, paths[-1])
-    return paths
+        figures.save(figure, folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in pictures]
 
 
 def scored_crops(task: DownscalingTask, data: CropDataModule) -> tuple[Field, Field, Field]:
@@ -84,33 +113,22 @@ def scored_crops(task: DownscalingTask, data: CropDataModule) -> tuple[Field, Fi
     return predicted, actual, coarse
 
 
-def _rows(
-    plans: Plans, features: FeatureCube, predicted: Field, actual: Field, coarse: Field
-) -> list[figures.MapRow]:
-    """Honest: the test part of samples spread over the season; legacy: the first test crops."""
-    if plans.parts is None:
-        return [
-            figures.MapRow(f"test crop {i}", coarse[i], predicted[i], actual[i])
-            for i in range(min(MAP_ROWS, len(predicted)))
-        ]
-    shape = features.coarse.shape
-    fields = [np.full(shape, np.nan, dtype=np.float32) for _ in range(3)]
-    size = plans.test.size
-    for crop, (sample, y, x) in enumerate(plans.test.table[:, :3]):
-        at = (sample, slice(y, y + size), slice(x, x + size))
-        for field, crops in zip(fields, (coarse, predicted, actual), strict=True):
-            field[at] = np.where(np.isfinite(crops[crop]), crops[crop], field[at])
-    rows = []
-    samples = np.unique(plans.test.table[:, 0])
+def _scatter(run: RunConfig, actual: Field, predicted: Field, metrics: Mapping[str, float], units: str) -> Figure:
+    scores = {"r2": metrics["test/r2"], "rmse": metrics["test/rmse"]}
+    return figures.scatter(actual, predicted, label=run.window.target.upper(), units=units, **scores)
+
+
+def _rows(features: FeatureCube, predicted: Field, actual: Field) -> list[figures.MapRow]:
+    """The tested part of samples spread over the season: coarse, prediction and target, cut to where there is any."""
+    samples = np.flatnonzero(np.isfinite(actual).any(axis=(1, 2)))
     spread = np.unique(np.linspace(0, len(samples) - 1, MAP_ROWS).round().astype(int))  # first, middle, last
+    rows = []
     for sample in samples[spread]:
-        seen = np.argwhere(np.isfinite(fields[2][sample]))
-        if len(seen):
-            box = tuple(
-                slice(low, high + 1) for low, high in zip(seen.min(axis=0), seen.max(axis=0), strict=True)
-            )
-            title = f"{features.places[sample]} {np.datetime_as_string(features.times[sample], unit='D')}"
-            rows.append(figures.MapRow(title, *(field[sample][box] for field in fields)))
+        seen = np.argwhere(np.isfinite(actual[sample]))
+        box = tuple(slice(low, high + 1) for low, high in zip(seen.min(axis=0), seen.max(axis=0), strict=True))
+        title = f"{features.places[sample]} {np.datetime_as_string(features.times[sample], unit='D')}"
+        coarse = np.where(np.isfinite(actual[sample]), np.asarray(features.coarse[sample]), np.nan)
+        rows.append(figures.MapRow(title, coarse[box], predicted[sample][box], actual[sample][box]))
     return rows
 
 

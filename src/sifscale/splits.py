@@ -34,7 +34,7 @@ def block_folds(ids: NDArray[np.int32], folds: int, assignment: str, seed: int) 
     count = int(ids.max()) + 1
     if count < folds:
         raise ConfigError(
-            [f"split.folds: must not exceed the number of blocks in the field, {count} (found {folds})"]
+            [f"split.k: must not exceed the number of blocks in the field, {count} (found {folds})"]
         )
     columns = int(ids[0].max()) + 1
     # Column by column, so that folds become north-south stripes.
@@ -55,9 +55,9 @@ def split_blocks(split: BlocksSplit, shape: tuple[int, int], seed: int) -> NDArr
     distance); its pixels belong to no part. The test keeps all its pixels, so k folds score each pixel once.
     """
     ids = block_ids(shape, split.block)
-    fold = block_folds(ids, split.folds, split.assignment, seed)[ids]
+    fold = block_folds(ids, split.k, split.assignment, seed)[ids]
     parts = np.full(shape, TRAIN, dtype=np.int8)
-    parts[fold == (split.fold + 1) % split.folds] = VALIDATION
+    parts[fold == (split.fold + 1) % split.k] = VALIDATION
     parts[fold == split.fold] = TEST
     reach = 2 * split.guard_px + 1
     near_test = ndimage.maximum_filter(parts == TEST, size=reach)
@@ -105,16 +105,16 @@ def split_places(split: PlacesSplit, places: Sequence[str]) -> NDArray[np.int8]:
     fewer places than folds.
     """
     names, member, samples = np.unique(np.array(places, str), return_inverse=True, return_counts=True)
-    if len(names) < split.folds:
-        raise ConfigError([f"split.folds: must not exceed the number of places, {len(names)} (found {split.folds})"])
-    fold, load = np.empty(len(names), np.int64), np.zeros(split.folds, np.int64)
+    if len(names) < split.k:
+        raise ConfigError([f"split.k: must not exceed the number of places, {len(names)} (found {split.k})"])
+    fold, load = np.empty(len(names), np.int64), np.zeros(split.k, np.int64)
     # Large groups first, equal ones in a random but fixed order: neighbours in name are often neighbours on the map.
     shuffled = np.random.default_rng(0).permutation(len(names))
     for group in shuffled[np.argsort(-samples[shuffled], kind="stable")]:
         fold[group] = load.argmin()
         load[fold[group]] += samples[group]
     parts = np.full(len(places), TRAIN, np.int8)
-    parts[(fold == (split.fold + 1) % split.folds)[member]] = VALIDATION
+    parts[(fold == (split.fold + 1) % split.k)[member]] = VALIDATION
     parts[(fold == split.fold)[member]] = TEST
     return parts
 

@@ -64,25 +64,11 @@ def _tracking(config: DictConfig) -> Tracking:
 
 
 def _show_study(study: Study, tracking: Tracking, parent: str, folder: Path, window: dict[str, Any]) -> None:
-    from sifscale import bootstrap, report
-    from sifscale.tracking import artifact_json, children, client
+    from sifscale import report
+    from sifscale.results import outcome
+    from sifscale.tracking import children, client
 
-    outcomes = []
-    for run in children(tracking, parent):
-        tags, metrics = run.data.tags, run.data.metrics
-        findings = tuple(part for part in tags["audit"].split("; ") if part != "no finding")
-        sums = artifact_json(tracking, run, "test_sums.json")["model"]
-        outcomes.append(
-            report.Outcome(
-                tags["arm"],
-                sums,
-                metrics.get("test/r2_positions"),
-                findings,
-                bootstrap.from_json(artifact_json(tracking, run, "test_block_sums.json"), "model"),
-                metrics.get("test/noise_sd"),
-                metrics.get("test/noise_floor_rmse"),
-            )
-        )
+    outcomes = [outcome(tracking, run, study.score) for run in children(tracking, parent)]
     if not outcomes:
         log.warning("study %s: no run finished, so there is no table", study.name)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 
 from sifscale.conservation import block_means, conserve
 from sifscale.datamodule import Batch, Scaler
-from sifscale.losses import PIXEL_LOSSES, aggregate, total_variation
-from sifscale.metrics import Sums
+from sifscale.losses import PIXEL_LOSSES, aggregate, error_weighted, total_variation
+from sifscale.metrics import Sums, on_cells
 from sifscale.models import MODELS, PHYSICAL
+from sifscale.models.ensemble import Ensemble
 from sifscale.models.interpolation import Mode, upsample
 from sifscale.models.regression import Fields
 
@@ -25,7 +27,7 @@ class TaskSpec:
     """Everything that prediction needs beside weights; kept in the checkpoint as plain values.
 
     channels: predictor names in order. block_px: edge of coarse blocks (1: coarse is a smooth field). factor: by
-    which SIF is made finer. target, units: what is predicted.
+    which SIF is made finer. target, units: what is predicted. members: networks of an ensemble.
     """
 
     model: dict[str, Any]
@@ -37,11 +39,12 @@ class TaskSpec:
     conservation: str
     target: str
     units: str
+    members: int = 1
 
 
 @dataclass(frozen=True)
 class Optimisation:
-    """How weights are learned; see conf/trainer and conf/train.yaml for the meaning of the values."""
+    """How weights are learned and judged; see conf/trainer and conf/train.yaml for the meaning of the values."""
 
     loss: str
     optimiser: str
@@ -51,16 +54,20 @@ class Optimisation:
     epochs: int
     total_variation_weight: float = 0.0
     conservation_weight: float = 0.0
+    loss_on_cells: bool = False
+    cell_px: int | None = None
+    cell_min_valid: float = 1.0
 
 
 def build_model(spec: TaskSpec) -> nn.Module:
-    """The network or baseline that ``spec.model`` names, freshly initialised."""
+    """The network, ensemble of networks or baseline that ``spec.model`` names, freshly initialised."""
     options = {key: value for key, value in spec.model.items() if key not in ("name", "any_size")}
     if spec.model["name"] == "cnn_dense":
         options["size"] = spec.size
     if spec.model["name"] in PHYSICAL:
         options |= {"channels": spec.channels, "scaler": spec.scaler}
-    return MODELS[spec.model["name"]](in_channels=len(spec.channels), factor=spec.block_px, **options)
+    make = partial(MODELS[spec.model["name"]], in_channels=len(spec.channels), factor=spec.block_px, **options)
+    return Ensemble(make, spec.members) if spec.members > 1 else make()
 
 
 class DownscalingTask(pl.LightningModule):
@@ -97,14 +104,19 @@ class DownscalingTask(pl.LightningModule):
         valid (B, 1, H, W) bool: pixels over which coarse was observed; needed where the run conserves.
         """
         raw = self._raw(predictors, coarse)
-        return raw if valid is None else self._conserved(raw, coarse, valid)
+        return raw.mean(dim=0) if valid is None else self._conserved(raw, coarse, valid).mean(dim=0)
 
     def _raw(self, predictors: Tensor, coarse: Tensor) -> Tensor:
-        output: Tensor = self.model(*self._normal(predictors, coarse))
+        """Predictions of all members, (members, B, 1, H, W), before they are made to conserve."""
+        inputs = self._normal(predictors, coarse)
+        output = self.model.each(*inputs) if isinstance(self.model, Ensemble) else self.model(*inputs)[None]
         return output.float() * self.spec.scaler.target_scale + self.spec.scaler.target_offset
 
     def _conserved(self, raw: Tensor, coarse: Tensor, valid: Tensor) -> Tensor:
-        return conserve(self.spec.conservation, raw, coarse, valid, self.spec.block_px)
+        """Each member conserves, and so does their mean."""
+        coarse, valid = _repeated(len(raw), coarse, valid)
+        fields = (raw.flatten(0, 1), coarse, valid)
+        return conserve(self.spec.conservation, *fields, self.spec.block_px).reshape(raw.shape)
 
     def _normal(self, predictors: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         scaled = torch.nan_to_num((predictors - self.offset) / self.scale, nan=0.0)
@@ -123,41 +135,56 @@ class DownscalingTask(pl.LightningModule):
         return loss
 
     def _predict_and_judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Conserved prediction and loss.
+        """Conserved prediction (B, 1, H, W) and loss, of an ensemble the mean over its members.
 
         Terms about block means read the prediction before it is conserved: afterwards there is nothing to learn.
         """
         options, scale, block_px = self.optimisation, self.spec.scaler.target_scale, self.spec.block_px
-        coarse, valid, scored = batch["coarse"], batch["valid"], batch["scored"]
-        raw = self._raw(batch["predictors"], coarse)
-        prediction = self._conserved(raw, coarse, valid)
+        raw = self._raw(batch["predictors"], batch["coarse"])
+        conserved = self._conserved(raw, batch["coarse"], batch["valid"])
+        names = ("coarse", "target", "valid", "scored", "weight")
+        coarse, target, valid, scored, weight = _repeated(len(raw), *(batch[name] for name in names))
+        every = raw.flatten(0, 1)
         if options.loss == "aggregate":  # never reads the target
-            loss = aggregate(raw / scale, coarse / scale, valid, scored, block_px)
+            loss = aggregate(every / scale, coarse / scale, valid, scored, block_px)
         else:
-            loss = PIXEL_LOSSES[options.loss](prediction / scale, batch["target"] / scale, scored)
+            fields = (conserved.flatten(0, 1), target, scored)
+            if options.loss_on_cells and options.cell_px:
+                fields = on_cells(*fields, options.cell_px, options.cell_min_valid)
+            pair = (fields[0] / scale, fields[1] / scale, fields[2])
+            weighted = options.loss == "error_weighted"
+            loss = error_weighted(*pair, weight) if weighted else PIXEL_LOSSES[options.loss](*pair)
         if options.conservation_weight:
-            mismatch = aggregate(raw / scale, coarse / scale, valid, scored, block_px)
+            mismatch = aggregate(every / scale, coarse / scale, valid, scored, block_px)
             loss = loss + options.conservation_weight * mismatch
         if options.total_variation_weight:
-            loss = loss + options.total_variation_weight * total_variation(raw / scale, scored)
-        return prediction, loss
+            loss = loss + options.total_variation_weight * total_variation(every / scale, scored)
+        return conserved.mean(dim=0), loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add up scores; the epoch's end finishes them."""
         prediction, loss = self._predict_and_judge(batch)
         self.log("val/loss", loss, batch_size=len(batch["crop"]), sync_dist=True)
-        self._add("model", Sums.of(prediction, batch["target"], batch["scored"]))
+        fields = (prediction, batch["target"], batch["scored"])
+        self._add("model", Sums.of(*fields))
+        if self.optimisation.cell_px:
+            cells = on_cells(*fields, self.optimisation.cell_px, self.optimisation.cell_min_valid)
+            self._add("cells", Sums.of(*cells))
 
     def on_validation_epoch_end(self) -> None:
-        """Pooled val/r2, val/mae, val/rmse."""
-        scores = self._finish()["model"].finish()
-        self.log_dict({f"val/{name}": scores[name] for name in ("r2", "mae", "rmse")}, sync_dist=True)
+        """Pooled val/r2, val/mae, val/rmse, and val/cells_rmse where cells are scored."""
+        sums = self._finish()
+        scores = sums["model"].finish()
+        found = {f"val/{name}": scores[name] for name in ("r2", "mae", "rmse")}
+        if "cells" in sums:
+            found["val/cells_rmse"] = sums["cells"].finish()["rmse"]
+        self.log_dict(found, sync_dist=True)
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Add up scores of the model, of the references and of coarse consistency; returns the predictions by name."""
         target, coarse, scored = batch["target"], batch["coarse"], batch["scored"]
-        raw = self._raw(batch["predictors"], coarse)
-        prediction = self._conserved(raw, coarse, batch["valid"])
+        members = self._raw(batch["predictors"], coarse)
+        raw, prediction = members.mean(dim=0), self._conserved(members, coarse, batch["valid"]).mean(dim=0)
         self._add("model", Sums.of(prediction, target, scored, by_position=self.keep_positions))
         predictions = {"model": prediction}
         for name in REFERENCES:
@@ -208,3 +235,8 @@ class DownscalingTask(pl.LightningModule):
             return {"optimizer": optimiser, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.epochs)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "epoch"}}
+
+
+def _repeated(members: int, *fields: Tensor) -> list[Tensor]:
+    """Fields (B, ...) as often as there are members, (members * B, ...)."""
+    return [field.repeat(members, 1, 1, 1) if members > 1 else field for field in fields]

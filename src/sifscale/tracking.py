@@ -147,14 +147,19 @@ class RunLog:
 
 
 @contextmanager
-def run_log(tracking: Tracking, name: str, resume: str | None, command: Sequence[str]) -> Iterator[RunLog]:
-    """Start (or go on with) an MLflow run; it ends FINISHED, or FAILED when an error leaves the block."""
+def run_log(
+    tracking: Tracking, name: str, resume: str | None, command: Sequence[str], parent: str | None = None
+) -> Iterator[RunLog]:
+    """Start (or go on with) an MLflow run; it ends FINISHED, or FAILED when an error leaves the block.
+
+    parent: id of the run that it belongs to, else that of the sweep that this process is a job of, if any.
+    """
     if not is_main_process():
         yield RunLog(None, "")
         return
     mlflow = client(tracking)
     tags = {MLFLOW_SOURCE_NAME: "train.py", MLFLOW_RUN_NOTE: f"`{' '.join(command)}`"}
-    if parent := os.environ.get(PARENT_VARIABLE):
+    if parent := parent or os.environ.get(PARENT_VARIABLE):
         tags[MLFLOW_PARENT_RUN_ID] = parent
     if resume:
         run = mlflow.get_run(resume)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,26 +20,36 @@ from sifscale import feature_store, legacy, report, run_figures
 from sifscale import features as feature_room
 from sifscale.audit import Finding, audit, below_noise_floor, guard_distance_px
 from sifscale.config import ConfigError, LegacySplit, PersistenceConfig, RunConfig
-from sifscale.crops import Plans, make_plans
+from sifscale.crops import Plans, covering_crops, make_plans
 from sifscale.cube import Cube
 from sifscale.datamodule import CropDataModule, fit_scaler, training_pixels
 from sifscale.features import FeatureCube
-from sifscale.fitting import fit, test
+from sifscale.fitting import fit
 from sifscale.models.persistence import with_other_composite
-from sifscale.splits import make_split, padded
+from sifscale.splits import TEST, make_split, padded
 from sifscale.task import DownscalingTask, Optimisation, TaskSpec
+from sifscale.testing import Tested, test, zoom
 from sifscale.tracking import RunLog, flat, git_commit, is_main_process, process_rank, run_log
 from sifscale.windows import open_or_build
 
 log = logging.getLogger(__name__)
 
 
-def train(run: RunConfig) -> dict[str, float]:
-    """Train (where there is something to train), test and log one run; returns its final metrics.
+@dataclass(frozen=True)
+class Outcome:
+    """What a finished run found: metrics by name, what they are made of, findings of the audit."""
 
-    Raises ValueError with clear lines where the data do not allow the run, or where an honest run has a finding.
+    metrics: dict[str, float]
+    tested: Tested
+    findings: list[Finding]
+
+
+def train_once(run: RunConfig, folder: Path, parent: str | None = None) -> Outcome:
+    """Train (where there is something to train), test and log one run in ``folder``.
+
+    parent: id of the MLflow run that this one belongs to. Raises ValueError with clear lines where the data do not
+    allow the run, or where an honest run has a finding.
     """
-    folder = _run_folder(run)
     if run.trainer.threads:
         torch.set_num_threads(run.trainer.threads)
     pl.seed_everything(run.seed, workers=True, verbose=False)
@@ -49,8 +60,9 @@ def train(run: RunConfig) -> dict[str, float]:
     if isinstance(run.model, PersistenceConfig) and plans.parts is not None:
         features = with_other_composite(features, plans.parts)
     findings = audit(features, plans, scaler_saw(run, features, plans))
-    resumed = _resumed_run_id(folder) if run.resume else None
-    with run_log(run.tracking, run.label, resume=resumed, command=sys.argv) as tracker:
+    resumed = resumed_run_id(folder) if run.resume else None
+    name = run.label if parent is None else f"{run.label}, {folder.name}"
+    with run_log(run.tracking, name, resume=resumed, command=sys.argv, parent=parent) as tracker:
         (folder / "run_id").write_text(tracker.run_id)
         log_choices(run, tracker, folder, cube, features, plans, findings)
         log_correlation(tracker, folder, *correlation)
@@ -60,26 +72,28 @@ def train(run: RunConfig) -> dict[str, float]:
             features, plans, batch_size=run.trainer.batch_size, seed=run.seed, augment=run.crop.augment
         )
         history = fit(run, task, data, folder, tracker)
-        metrics = test(run, task, data, folder, tracker)
+        metrics, tested = test(run, task, data, application(run, cube, features.names), folder, tracker)
         judge_score(run, metrics, tracker)
         if is_main_process():
             pictures = run_figures.draw(
-                run, task, data, features, plans, history, correlation, metrics, folder / "figures"
+                run, task, data, history, correlation, metrics, tested, folder / "figures"
             )
             for picture in pictures:
                 tracker.artifact(picture, "figures")
-            _say_where(run, folder)
-    return metrics
+            say_where(run, folder)
+    return Outcome(metrics, tested, findings)
 
 
 def prepare_features(run: RunConfig, cube: Cube) -> FeatureCube:
     """The run's feature cube, materialised once for all runs with the same cube and feature options."""
-    lazy = feature_room.build(cube, run.features, run.coarse, run.window.target)
+    window, truth = run.window, run.window.truth if run.level == "fine" else None
+    lazy = feature_room.build(cube, run.features, run.coarse, window.target, truth=truth, cover=window.cover)
     if run.features.legacy:
         lazy = legacy.extend(lazy, run.features.legacy)
     chosen = run.features.model_copy(update={"name": "", "select": None})  # neither changes what is stored
+    cover = window.cover.model_dump() if window.cover else None
     path = feature_store.materialise(
-        lazy, Path(run.paths.data), cube.hash, chosen, run.coarse, run.window.target
+        lazy, Path(run.paths.data), cube.hash, chosen, run.coarse, window.target, truth, cover
     )
     return feature_store.open_features(path, run.trainer.memory_limit_mb)
 
@@ -89,8 +103,31 @@ def prepare_plans(run: RunConfig, features: FeatureCube) -> Plans:
     valid = np.asarray(features.valid)
     if isinstance(run.split, LegacySplit):
         return make_plans(run.crop, run.split, valid, features.block_px, run.seed)
-    parts = make_split(run.split, features.shape, features.places, features.times, run.seed)
-    return make_plans(run.crop, padded(parts, valid.shape[1:]), valid, features.block_px, run.seed)
+    return make_plans(run.crop, make_parts(run, features), valid, features.block_px, run.seed)
+
+
+def make_parts(run: RunConfig, features: FeatureCube) -> np.ndarray[Any, np.dtype[np.int8]]:
+    """Parts of the split on the grid of the features (sample, y, x), which is the same map on any grid."""
+    assert not isinstance(run.split, LegacySplit)
+    finer = zoom(run, run.level)
+    shape = features.shape[0] // finer, features.shape[1] // finer
+    parts = make_split(run.split, shape, features.places, features.times, run.seed)
+    return padded(parts.repeat(finer, axis=1).repeat(finer, axis=2), features.coarse.shape[1:])
+
+
+def application(run: RunConfig, cube: Cube, names: list[str]) -> CropDataModule | None:
+    """The test part on the fine grid, where a simulation knows the truth: what the model is for; else None."""
+    if not run.window.truth or run.level == "fine" or run.protocol == "legacy":
+        return None
+    if run.coarse.block_px != zoom(run, "fine") or isinstance(run.model, PersistenceConfig):
+        log.info("no scores against %s: the model does not work on the fine grid", run.window.truth)
+        return None
+    fine = run.model_copy(update={"level": "fine"})
+    features = prepare_features(fine, cube).select(names)
+    parts, valid = make_parts(fine, features), np.asarray(features.valid)
+    test = covering_crops(parts == TEST, valid, run.crop.size, features.block_px)
+    plans = Plans(train=test, validation=None, test=test, parts=parts)  # nothing is trained here
+    return CropDataModule(features, plans, batch_size=run.trainer.batch_size, seed=run.seed, augment=False)
 
 
 def choose_bands(
@@ -144,29 +181,36 @@ def log_choices(
     findings: list[Finding],
 ) -> None:
     """Parameters, resolved YAML, crop plans and tags: what is needed to see how the numbers were made."""
-    values = run.model_dump(mode="json")
-    tracker.parameters({k: v for k, v in values.items() if k != "study"} | {"channels": features.names})
-    tracker.yaml(values, folder / "config.yaml")
+    log_config(run, tracker, folder, {"channels": features.names})
     for name in ("train", "validation", "test"):
         plan = getattr(plans, name)
         if plan is not None:
             plan.save(folder / f"crops_{name}.csv")
             tracker.artifact(folder / f"crops_{name}.csv", "crops")
-    tracker.tags(
-        {
-            "arm": run.label,
-            "protocol": run.protocol,
-            "window": run.window.name,
-            "features": run.features.name,
-            "model": run.model.name,
-            "git_commit": git_commit(),
-            "cube_hash": cube.hash,
-            "crop_plan": plans.train.hash,
-            "audit": "; ".join(map(str, findings)) or "no finding",
-            "guard_distance_px": str(guard_distance_px(plans, features.coarse.shape)),
-            **({"study": run.study.name} if run.study else {}),
-        }
-    )
+    guard = str(guard_distance_px(plans, features.coarse.shape))
+    tracker.tags(tags(run, cube, findings) | {"crop_plan": plans.train.hash, "guard_distance_px": guard})
+
+
+def log_config(run: RunConfig, tracker: RunLog, folder: Path, more: Mapping[str, Any]) -> None:
+    """The whole configuration, as parameters (with ``more``) and as YAML."""
+    values = run.model_dump(mode="json")
+    tracker.parameters({k: v for k, v in values.items() if k != "study"} | dict(more))
+    tracker.yaml(values, folder / "config.yaml")
+
+
+def tags(run: RunConfig, cube: Cube, findings: Sequence[Finding]) -> dict[str, str]:
+    """What the run list shows of a run, and what finds it again."""
+    return {
+        "arm": run.label,
+        "protocol": run.protocol,
+        "window": run.window.name,
+        "features": run.features.name,
+        "model": run.model.name,
+        "git_commit": git_commit(),
+        "cube_hash": cube.hash,
+        "audit": "; ".join(map(str, dict.fromkeys(findings))) or "no finding",
+        **({"study": run.study.name} if run.study else {}),
+    }
 
 
 def log_correlation(tracker: RunLog, folder: Path, names: list[str], matrix: np.ndarray[Any, Any]) -> None:
@@ -194,18 +238,20 @@ def make_task(run: RunConfig, features: FeatureCube, plans: Plans) -> Downscalin
         conservation=run.conservation,
         target=run.window.target,
         units=run.window.units.get(run.window.target, "1"),
+        members=run.trainer.members,
     )
-    options = run.trainer.model_dump(
-        include={"loss", "optimiser", "learning_rate", "weight_decay", "schedule", "epochs", "total_variation_weight"}
-    )
+    named = {field.name for field in fields(Optimisation)}
+    options = run.trainer.model_dump(include=named) | run.evaluation.model_dump(include=named)
     optimisation = Optimisation(**options, conservation_weight=run.conservation_weight)
-    return DownscalingTask.create(
-        spec, optimisation, keep_positions=run.protocol == "legacy"
-    )
+    task = DownscalingTask.create(spec, optimisation, keep_positions=run.protocol == "legacy")
+    if run.trainer.channels_last:
+        for weights in (parameter for parameter in task.model.parameters() if parameter.ndim == 4):
+            weights.data = weights.data.contiguous(memory_format=torch.channels_last)
+    return task
 
 
-def _run_folder(run: RunConfig) -> Path:
-    """The folder of this run: Hydra's, or the one that is resumed."""
+def run_folder(run: RunConfig) -> Path:
+    """The folder of a command: Hydra's, or the one that is resumed."""
     folder = Path(run.resume) if run.resume else Path(HydraConfig.get().runtime.output_dir)
     if run.resume:
         _check_resumable(run, folder)
@@ -234,11 +280,12 @@ def _check_resumable(run: RunConfig, folder: Path) -> None:
         )
 
 
-def _resumed_run_id(folder: Path) -> str:
+def resumed_run_id(folder: Path) -> str:
     return (folder / "run_id").read_text().strip()
 
 
-def _say_where(run: RunConfig, folder: Path) -> None:
+def say_where(run: RunConfig, folder: Path) -> None:
+    """Print where pictures and runs are."""
     report.show(
         f"figures: {folder / 'figures'}",
         f"MLflow:  mlflow ui --backend-store-uri {run.tracking.uri}   (experiment '{run.tracking.experiment}')",

@@ -25,7 +25,8 @@ from sifscale.sources.patches import read_patches
 
 log = logging.getLogger(__name__)
 
-NOT_IN_THE_CUBE = {"factor", "suggested", "tile_px"}  # keys of a window that do not change what is in its cube
+# keys of a window that do not change what is in its cube
+NOT_IN_THE_CUBE = {"factor", "truth", "cover", "suggested", "tile_px"}
 
 
 @dataclass(frozen=True)

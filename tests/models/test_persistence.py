@@ -30,7 +30,8 @@ def cube(places: str = "aaaa") -> FeatureCube:
     valid[1, 0, 0] = valid[0, 0, 0] = valid[0, 1, 1] = False
     times = np.datetime64("2019-05-25", "ns") + np.array(DAYS) * np.timedelta64(1, "D")
     target = np.where(valid, number, np.nan).astype(np.float32)
-    return FeatureCube((), np.zeros((4, 0, 2, 2), np.float32), -number, target, valid, 2, (2, 2), tuple(places), times)
+    predictors, weight = np.zeros((4, 0, 2, 2), np.float32), np.ones_like(target)
+    return FeatureCube((), predictors, -number, target, valid, weight, 2, (2, 2), tuple(places), times)
 
 
 def parts(*each: int) -> np.ndarray[tuple[int, ...], np.dtype[np.int8]]:

@@ -51,6 +51,7 @@ from sifscale.config.sections import (
 )
 from sifscale.config.types import Section
 from sifscale.config.window_sections import (
+    Cover,
     GriddedWindow,
     Gridding,
     GridSection,
@@ -80,6 +81,7 @@ __all__ = [
     "Coarse",
     "CompareConfig",
     "ConfigError",
+    "Cover",
     "Dask",
     "Features",
     "GridSection",

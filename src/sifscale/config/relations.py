@@ -6,13 +6,15 @@ from sifscale.config.sections import (
     NIRV_SOURCES,
     BlocksSplit,
     CNNDenseConfig,
+    LightUseConfig,
     NIRvRatioConfig,
     PersistenceConfig,
     RunConfig,
+    SIFNetConfig,
     SlidingCrop,
     UNetConfig,
 )
-from sifscale.config.window_sections import PatchWindow, TableWindow
+from sifscale.config.window_sections import GriddedWindow, PatchWindow, TableWindow
 
 READ_FINE_TRUTH = (  # models that learn from the target itself, whatever the loss
     "ridge",
@@ -30,19 +32,27 @@ LBP_DIRECTIONAL = (
 
 def relation_faults(run: RunConfig) -> list[str]:
     """Rules between groups, each broken one as a line ``key: rule (found value)``."""
-    return [*_crop_faults(run), *_feature_faults(run), *_model_faults(run), *_block_mean_faults(run)]
+    return [
+        *_crop_faults(run),
+        *_feature_faults(run),
+        *_model_faults(run),
+        *_block_mean_faults(run),
+        *_training_faults(run),
+        *_level_faults(run),
+    ]
 
 
 def _crop_faults(run: RunConfig) -> list[str]:
     faults = []
     size, model = run.crop.size, run.model
-    if isinstance(model, UNetConfig) and not model.any_size and size % 2 ** len(model.widths):
+    whole = size == run.window.suggested.crop_px  # a tile of the window, which has the size it has
+    if isinstance(model, UNetConfig) and not (model.any_size or whole) and size % 2 ** len(model.widths):
         faults.append(
             f"crop.size: must be a multiple of 2**depth = {2 ** len(model.widths)} for model.widths of "
             f"{len(model.widths)} levels (found {size})"
         )
-    if isinstance(model, CNNDenseConfig) and size % 8:
-        faults.append(f"crop.size: must be a multiple of 8 for model.name=cnn_dense (found {size})")
+    if isinstance(model, CNNDenseConfig) and size < 8:
+        faults.append(f"crop.size: must be at least 8 for model.name=cnn_dense (found {size})")
     if size % run.coarse.block_px:
         faults.append(
             f"crop.size: must be a multiple of coarse.factor = {run.coarse.factor}, so that no coarse cell is cut "
@@ -51,12 +61,13 @@ def _crop_faults(run: RunConfig) -> list[str]:
     if isinstance(run.crop, SlidingCrop) and run.crop.stride % run.coarse.block_px:
         factor, stride = run.coarse.factor, run.crop.stride
         faults.append(f"crop.stride: must be a multiple of coarse.factor = {factor} (found {stride})")
-    if isinstance(run.split, BlocksSplit) and size > min(run.split.block):
+    finer = run.window.grid.fine_factor if run.level == "fine" and isinstance(run.window, GriddedWindow) else 1
+    if isinstance(run.split, BlocksSplit) and size > finer * min(run.split.block):
         faults.append(
             f"crop.size: must not exceed the block, split.block = {list(run.split.block)} (found {size})"
         )
     shape_px = run.window.shape_px
-    if shape_px and size > min(shape_px):
+    if shape_px and size > finer * min(shape_px):
         faults.append(f"crop.size: must not exceed the sample of {shape_px[0]} x {shape_px[1]} px (found {size})")
     if run.crop.augment and any(lbp.method in LBP_DIRECTIONAL for lbp in run.features.lbp):
         faults.append(
@@ -94,13 +105,34 @@ def _feature_faults(run: RunConfig) -> list[str]:
     return faults
 
 
+def _light_use_faults(run: RunConfig, model: LightUseConfig) -> list[str]:
+    faults, bands = [], run.features.bands
+    drivers = {key: getattr(model, key) for key in ("vegetation", "evapotranspiration", "temperature")}
+    named = [band for band in drivers.values() if band]
+    for key, band in drivers.items():
+        if band is not None and (band not in bands or band == "coarse" or named.count(band) > 1):
+            faults.append(
+                f"model.{key}: must be one of features.bands, {', '.join(bands)}, not coarse and not named twice "
+                f"(found '{band}')"
+            )
+    if run.normalisation.method != "zscore":
+        faults.append(
+            f"normalisation.method: must be zscore for model.name=lue, so that gaps are means (found "
+            f"'{run.normalisation.method}')"
+        )
+    return faults
+
+
 def _model_faults(run: RunConfig) -> list[str]:
     faults, name = [], run.model.name
+    if isinstance(run.model, LightUseConfig):
+        faults += _light_use_faults(run, run.model)
     bands, legacy = run.features.bands, run.features.legacy
     if isinstance(run.model, NIRvRatioConfig):
         if not any(set(source) <= set(bands) for source in NIRV_SOURCES):
             wanted = ", or ".join(" and ".join(source) for source in NIRV_SOURCES)
             faults.append(f"features.bands: must hold {wanted} for model.name={name} (found {list(bands)})")
+    if isinstance(run.model, NIRvRatioConfig | LightUseConfig):
         if run.features.select:
             found = run.features.select.model_dump()
             faults.append(
@@ -108,12 +140,12 @@ def _model_faults(run: RunConfig) -> list[str]:
             )
         if legacy and legacy.minmax_everything:
             faults.append(
-                f"features.legacy.minmax_everything: must be false for model.name={name}, a ratio of reflectances "
+                f"features.legacy.minmax_everything: must be false for model.name={name}, which reads physical values "
                 "(found True)"
             )
         if run.coarse.method != "block_mean":
             faults.append(
-                f"coarse.method: must be block_mean for model.name={name}, whose blocks it divides by "
+                f"coarse.method: must be block_mean for model.name={name}, which compares block means "
                 f"(found '{run.coarse.method}')"
             )
     if isinstance(run.model, PersistenceConfig):
@@ -149,4 +181,39 @@ def _block_mean_faults(run: RunConfig) -> list[str]:
             f"trainer.loss: must not be aggregate, which stands for training without fine truth, for model.name="
             f"{run.model.name}, which learns from it (found 'aggregate')"
         )
+    return faults
+
+
+def _training_faults(run: RunConfig) -> list[str]:
+    faults = []
+    cell_px, block_px = run.evaluation.cell_px, run.coarse.block_px
+    if cell_px and block_px % cell_px:
+        faults.append(
+            f"evaluation.cell_px: must divide the coarse block of {block_px} px, so that no cell is cut (found "
+            f"{cell_px})"
+        )
+    if run.trainer.loss_on_cells and not cell_px:
+        faults.append("trainer.loss_on_cells: must be false where evaluation.cell_px is null (found True)")
+    if run.trainer.members > 1 and not isinstance(run.model, UNetConfig | SIFNetConfig | CNNDenseConfig):
+        faults.append(
+            f"trainer.members: must be 1 for model.name={run.model.name}, which is no network (found "
+            f"{run.trainer.members})"
+        )
+    return faults
+
+
+def _level_faults(run: RunConfig) -> list[str]:
+    """Learning on the fine grid needs a truth there, and native cells as its coarse blocks."""
+    if run.level == "native":
+        return []
+    window, faults = run.window, []
+    if not isinstance(window, GriddedWindow) or window.truth is None:
+        return [f"level: must be native for window {window.name}, which has no fine truth (found 'fine')"]
+    if run.coarse.block_px != window.grid.fine_factor:
+        faults.append(
+            f"coarse: must be block_mean with factor {window.grid.fine_factor} of the fine grid for level=fine "
+            f"(found {run.coarse.method}, {run.coarse.factor})"
+        )
+    if run.split.name == "legacy" or isinstance(run.model, PersistenceConfig):
+        faults.append("level: must be native for split=legacy and model=persistence (found 'fine')")
     return faults

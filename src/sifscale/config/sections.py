@@ -39,6 +39,9 @@ class Coarse(Section):
         return self.factor if self.method == "block_mean" else 1
 
 
+Strengths = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)]
+
+
 class RandomCrop(Section):
     name: Literal["random"]
     size: PositiveInt
@@ -56,18 +59,25 @@ class SlidingCrop(Section):
 
 
 class _Folds(Section):
-    """Cross-validation: fold i is the test, fold i+1 the validation."""
+    """Cross-validation with k folds: fold i is the test, fold i+1 the validation; all: each in turn, pooled."""
 
-    folds: Annotated[int, Field(ge=3)]
-    fold: Annotated[int, Field(ge=0)]
+    k: Annotated[int, Field(ge=3)]
+    folds: int | Literal["all"]
 
-    @check_field("fold")
+    @check_field("folds", mode="plain")
     @classmethod
-    def _fold_exists(cls, fold: int, info: ValidationInfo) -> int:
-        folds = info.data.get("folds")
-        if folds is not None and fold >= folds:
-            raise ValueError(f"must be smaller than split.folds ({folds})")
-        return fold
+    def _fold_exists(cls, folds: object, info: ValidationInfo) -> object:
+        k = info.data.get("k")
+        if folds == "all" or (type(folds) is int and 0 <= folds < (k or folds + 1)):
+            return folds
+        raise ValueError("must be all, or a fold from 0" + (f" to split.k - 1 = {k - 1}" if k else ""))
+
+    @property
+    def fold(self) -> int:
+        """The fold that is tested; ValueError where it is every one in turn."""
+        if isinstance(self.folds, str):
+            raise ValueError("split.folds: must be one fold here (found 'all')")
+        return self.folds
 
 
 class BlocksSplit(_Folds):
@@ -175,12 +185,16 @@ class SIFNetConfig(Section):
     residual: bool
 
 
-Strengths = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=1)]
-
-
 class NIRvRatioConfig(Section):
     name: Literal["nirv_ratio"]
     floor: Annotated[float, Field(gt=0)]
+
+
+class LightUseConfig(Section):
+    name: Literal["lue"]
+    vegetation: str
+    evapotranspiration: str | None
+    temperature: str | None
 
 
 class RidgeConfig(Section):
@@ -228,10 +242,13 @@ class Trainer(Section):
     devices: PositiveInt
     strategy: Literal["auto", "ddp"]
     precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    channels_last: bool
     threads: Annotated[int, Field(ge=0)]  # 0: leave it to torch
     epochs: PositiveInt
     batch_size: PositiveInt
-    loss: Literal["mse", "mae", "huber", "dssim", "spectral", "aggregate"]
+    members: PositiveInt
+    loss: Literal["mse", "mae", "huber", "error_weighted", "dssim", "spectral", "aggregate"]
+    loss_on_cells: bool
     total_variation_weight: Annotated[float, Field(ge=0)]
     optimiser: Literal["adam", "adamw"]
     learning_rate: Annotated[float, Field(gt=0)]
@@ -244,6 +261,19 @@ class Trainer(Section):
     memory_limit_mb: PositiveInt
 
 
+class Evaluation(Section):
+    """What is scored beside pixels: means over cells of ``cell_px`` of which ``cell_min_valid`` is scored.
+
+    ridge: penalties of the ridge regression that is fitted as a reference beside every model. details: structure, and
+    errors by group of pixels.
+    """
+
+    cell_px: PositiveInt | None
+    cell_min_valid: Annotated[float, Field(ge=0, le=1)]
+    ridge: Strengths | None
+    details: bool
+
+
 class Tracking(Section):
     uri: str
     experiment: str
@@ -253,7 +283,8 @@ class Tracking(Section):
 class Study(Section):
     """A named comparison; ``reference`` holds published figures by arm, shown beside ours.
 
-    baseline: the arm that every other is compared with, by the paired block bootstrap; null: no comparison.
+    baseline: the arm that every other is compared with, by the paired block bootstrap; null: no comparison. score: on
+    what: test (all pixels), cells (evaluation.cell_px) or truth (fine pixels of a simulation).
     """
 
     name: str
@@ -261,6 +292,7 @@ class Study(Section):
     pool: Literal["folds", "none"]
     baseline: str | None = None  # not required, so that tables of earlier studies can still be read
     reference: dict[str, dict[str, float]]
+    score: Literal["test", "cells", "truth"] = "test"
 
 
 class Dask(Section):
@@ -297,6 +329,7 @@ class RunConfig(BuildConfig):
     seed: Annotated[int, Field(ge=0)]
     check: bool
     resume: str | None
+    level: Literal["native", "fine"]
     coarse: Coarse
     conservation: Literal["none", "additive", "multiplicative", "softmax"]
     conservation_weight: Annotated[float, Field(ge=0)]
@@ -310,6 +343,7 @@ class RunConfig(BuildConfig):
         | CNNDenseConfig
         | InterpolationConfig
         | NIRvRatioConfig
+        | LightUseConfig
         | RidgeConfig
         | RandomForestConfig
         | GradientBoostingConfig
@@ -318,6 +352,7 @@ class RunConfig(BuildConfig):
         Field(discriminator="name"),
     ]
     trainer: Trainer
+    evaluation: Evaluation
     tracking: Tracking
 
     @property
@@ -341,13 +376,18 @@ class StudyFile(Section):
 
 
 class CompareConfig(Section):
-    """What ``compare.py`` needs: which tables of which study, and where the comparison goes."""
+    """What ``compare.py`` needs: which tables of which study, and where the comparison goes.
+
+    readme: instead, the Markdown file whose generated tables are made anew from the runs in ``tracking``.
+    """
 
     paths: Paths
     study: str
     tables: Annotated[tuple[StudyFile, ...], Field(strict=False, min_length=1)]
     units: str
     output: str
+    readme: str | None
+    tracking: Tracking
 
     @check_field("tables")
     @classmethod

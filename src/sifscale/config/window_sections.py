@@ -33,19 +33,33 @@ class Suggested(Section):
 
     crop_px: PositiveInt
     crops: PositiveInt  # a sample
+    min_valid: Annotated[float, Field(ge=0, le=1)]  # share of a crop's pixels that hold a target
     block_px: Annotated[tuple[PositiveInt, PositiveInt], Field(strict=False)]
     bands: Bands
     texture: str  # the band that shows texture
+    cell_px: PositiveInt | None  # edge of cells that are scored beside pixels, whose noise may hide all else
+
+
+class Cover(Section):
+    """Land cover, by which errors are told apart: class numbers from 0 in ``band``; null: a band of shares a class."""
+
+    band: str | None
+    classes: Names
 
 
 class Window(Section):
-    """What is studied; ``factor`` is the integer by which native SIF is made coarser for training."""
+    """What is studied; ``factor`` is the integer by which native SIF is made coarser for training.
+
+    truth: the fine band that holds what is to be found, where a simulation knows it.
+    """
 
     name: str
     place: str
     target: str
     units: dict[str, str]
     factor: Annotated[int, Field(ge=2)]
+    truth: str | None
+    cover: Cover | None
     suggested: Suggested
 
     @property

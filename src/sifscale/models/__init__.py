@@ -16,6 +16,7 @@ from torch import nn
 from sifscale.models.cnn_dense import CNNDense
 from sifscale.models.deconvolution import Deconvolution
 from sifscale.models.interpolation import Identity, Interpolation
+from sifscale.models.lue import LightUse
 from sifscale.models.persistence import Persistence
 from sifscale.models.ratio import NIRvRatio
 from sifscale.models.regression import GradientBoosting, RandomForest, Ridge
@@ -23,7 +24,7 @@ from sifscale.models.sifnet import SIFNet
 from sifscale.models.unet import UNet
 
 # Models that work with physical values: they are also given `channels` (names) and `scaler`.
-PHYSICAL = ("nirv_ratio", "persistence")
+PHYSICAL = ("nirv_ratio", "lue", "persistence")
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,
@@ -34,6 +35,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "bilinear": partial(Interpolation, mode="bilinear"),
     "bicubic": partial(Interpolation, mode="bicubic"),
     "nirv_ratio": NIRvRatio,
+    "lue": LightUse,
     "ridge": Ridge,
     "random_forest": RandomForest,
     "gradient_boosting": GradientBoosting,

@@ -10,13 +10,13 @@ class CNNDense(nn.Module):
 
     The last dense layer has one output a pixel, so that the network is tied to crops of `size` x `size`
     pixels and knows positions instead of surroundings; it cannot map a field of another size. `coarse` is
-    not read, and `factor` has no effect. Raises ValueError where `size` is no positive multiple of 8.
+    not read, and `factor` has no effect. Raises ValueError where `size` is below 8.
     """
 
     def __init__(self, *, in_channels: int, factor: int, size: int) -> None:
         super().__init__()
-        if size < 8 or size % 8:
-            raise ValueError(f"size must be a multiple of 8 pixels, found {size}: three poolings halve it")
+        if size < 8:
+            raise ValueError(f"size must be at least 8 pixels, found {size}: three poolings halve it")
         self.size = size
         widths = (in_channels, 32, 64, 128)
         layers: list[nn.Module] = []

@@ -1,0 +1,247 @@
+"""Test: scores of a model beside its references, by pixel, by cell, against a fine truth; table, files and metrics."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sifscale import block_sums, bootstrap, noise_floor, report
+from sifscale.audit import observed_pixels, scored_pixels
+from sifscale.config import BlocksSplit, GriddedWindow, PatchWindow, PersistenceConfig, RunConfig
+from sifscale.datamodule import CropDataModule
+from sifscale.evaluation import BlockScores, FieldCollector, Fields, GroupSums, by_cell, errors_by, structures
+from sifscale.fitting import fit_at_once, known_warnings, lightning_trainer
+from sifscale.metrics import Sums, pooled, r2_residual, skill
+from sifscale.models import parameter_count
+from sifscale.structure import Structure
+from sifscale.task import REFERENCES, DownscalingTask
+from sifscale.tracking import RunLog, is_main_process
+
+LARGEST_TILE_PX = 64  # of power spectra; waves longer than that are in the coarse field anyway
+VIEWS = {"test": "pixels", "cells": "cells", "truth": "fine pixels against the truth"}
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a test found. views: sums by view (``VIEWS``), prediction and block; the rest under ``honest`` only.
+
+    coarse, coarse_raw: block means of the prediction against the coarse observation, after and before conservation.
+    fields: predictions on the grid of the target.
+    """
+
+    views: dict[str, BlockScores]
+    sums: dict[str, Sums]
+    floor: noise_floor.NoiseFloor | None
+    fields: Fields = field(default_factory=dict)
+    groups: GroupSums = field(default_factory=dict)
+    structure: dict[str, Structure] = field(default_factory=dict)
+
+
+def test(
+    run: RunConfig,
+    task: DownscalingTask,
+    data: CropDataModule,
+    fine: CropDataModule | None,
+    folder: Path,
+    tracker: RunLog,
+) -> tuple[dict[str, float], Tested]:
+    """Scores on the test part; the table is printed, sums are kept so that folds can be pooled.
+
+    fine: the same part on the fine grid, where its truth is known. Returns the metrics and what they are made of.
+    """
+    ridge = _ridge(run, task, data)
+    views: dict[str, BlockScores] = {}
+    views["test"], fields = _predict(run, task, ridge, data, folder, zoom(run, run.level))
+    sums = task.test_sums()
+    tested = Tested(views, sums, _noise_floor(data), fields)
+    if data.plans.parts is not None and run.protocol == "honest":
+        tested = _with_details(run, tested, data)
+    if run.level == "fine":
+        views["truth"] = views["test"]
+    elif fine is not None:
+        views["truth"], _ = _predict(run, task, ridge, fine, folder, zoom(run, "fine"))
+    metrics = test_metrics(tested, pixel_km(run)) | {"perf/parameters": float(parameter_count(task.model))}
+    if run.protocol == "legacy":
+        metrics["test/r2_positions"] = sums["model"].r2_positions()
+    tracker.metrics(metrics)
+    if is_main_process():
+        write(tested, metrics, folder, tracker)
+        show(run.label, f"{run.label} on {run.window.name} ({run.protocol})", tested, metrics, task.spec.units)
+    return metrics, tested
+
+
+def zoom(run: RunConfig, level: str) -> int:
+    """By how much the grid of the target is finer than the native one."""
+    return run.window.grid.fine_factor if level == "fine" and isinstance(run.window, GriddedWindow) else 1
+
+
+def pixel_km(run: RunConfig) -> float | None:
+    """Edge of a pixel of the target in km, where the configuration tells it."""
+    window = run.window
+    if isinstance(window, PatchWindow):
+        return window.pixel_m / 1000
+    if not isinstance(window, GriddedWindow) or window.grid.pixel < 10:  # degrees
+        return None
+    return window.grid.pixel / 1000 / zoom(run, run.level)
+
+
+def test_metrics(tested: Tested, pixel_km: float | None) -> dict[str, float]:
+    """Final metrics by their names in MLflow."""
+    sums, floor = tested.sums, tested.floor
+    metrics: dict[str, float] = {}
+    for view, blocks in tested.views.items():
+        found = _view_metrics(blocks, sums if view == "test" else {})
+        metrics |= {f"{view}/{name}": value for name, value in found.items()}
+    for key in ("coarse", "coarse_raw"):
+        metrics[f"test/{key}_rmse" if key == "coarse" else "test/coarse_rmse_raw"] = sums[key].finish()["rmse"]
+    if tested.structure:
+        structure = tested.structure["model"].finish(pixel_km)
+        metrics |= {f"test/{name}": value for name, value in structure.items() if np.isfinite(value)}
+    if floor:
+        metrics["test/noise_sd"] = floor.noise_sd
+        if floor.rmse == floor.rmse:  # NaN: coarse SIF lies on the target's own grid
+            metrics["test/noise_floor_rmse"] = floor.rmse
+    return metrics
+
+
+def _view_metrics(blocks: BlockScores, exact: Mapping[str, Sums]) -> dict[str, float]:
+    """Scores of one view; ``exact``: sums that a task kept itself, crops that overlap counted as often as they do."""
+    sums = {name: exact.get(name) or pooled(of_block) for name, of_block in blocks.items()}
+    scores = {name: total.finish() for name, total in sums.items()}
+    model = scores["model"]
+    names = ("r2", "mae", "rmse", "bias", "correlation", "negative_share")
+    metrics = {name: model[name] for name in names}
+    metrics["r2_beyond_bilinear"] = r2_residual(sums["model"], sums["bilinear"])
+    for reference in (name for name in scores if name != "model"):
+        metrics |= {f"{reference}_{name}": scores[reference][name] for name in ("r2", "mae", "rmse")}
+        if reference != "nearest":
+            metrics[f"skill_{reference}"] = skill(model["rmse"], scores[reference]["rmse"])
+    return metrics
+
+
+def write(tested: Tested, metrics: Mapping[str, float], folder: Path, tracker: RunLog) -> None:
+    """Metrics, sums, groups and structure as JSON, in the run folder and in MLflow."""
+    files: dict[str, Mapping[str, Any]] = {
+        "metrics": metrics,
+        "test_sums": {name: part.to_dict() for name, part in tested.sums.items()},
+    }
+    files |= {f"{view}_block_sums": bootstrap.to_json(blocks) for view, blocks in tested.views.items()}
+    if tested.groups:
+        files["errors_by"] = {
+            kind: {group: {name: s.to_dict() for name, s in by_name.items()} for group, by_name in of_kind.items()}
+            for kind, of_kind in tested.groups.items()
+        }
+        files["structure"] = {name: structure.to_dict() for name, structure in tested.structure.items()}
+    for name, values in files.items():
+        _write_json(folder / f"{name}.json", values)
+        tracker.artifact(folder / f"{name}.json")
+
+
+def show(label: str, title: str, tested: Tested, metrics: Mapping[str, float], units: str) -> None:
+    """Print a table a view: the model beside its references on the same pixels."""
+    for view, blocks in tested.views.items():
+        if view == "truth" and tested.views["test"] is blocks:
+            continue  # learned on the truth: the same figures
+        exact = tested.sums if view == "test" else {}
+        scores = {
+            label if name == "model" else name: (exact.get(name) or pooled(of_block)).finish()
+            for name, of_block in blocks.items()
+        }
+        notes = [
+            f"RMSE less that of {name}: {report.interval(bootstrap.paired_difference(blocks['model'], blocks[name]))}"
+            for name in blocks
+            if name not in ("model", "nearest")
+        ]
+        if view == "test" and tested.floor:
+            limit = metrics.get("test/noise_floor_rmse")
+            notes.append(noise_floor.describe(tested.floor.noise_sd, limit, scores[label]["target_sd"], units))
+        about = title if view == "test" else f"{title}, {VIEWS[view]}"
+        report.show(report.run_table(scores, units, about, notes))
+
+
+def _predict(
+    run: RunConfig,
+    task: DownscalingTask,
+    ridge: DownscalingTask | None,
+    data: CropDataModule,
+    folder: Path,
+    zoom: int,
+) -> tuple[BlockScores, Fields]:
+    """Sums by prediction and block, and predicted fields (honest only), of the model and its references."""
+    blocks = _blocks(run, data, zoom)
+    scores: BlockScores = {}
+    fields: Fields = {}
+    for name, tested in (("model", task), ("ridge", ridge)):
+        if tested is None:
+            continue
+        tally = block_sums.BlockTally(blocks, data.plans.test)
+        collector = FieldCollector(data.plans.test, data.features.coarse.shape)
+        honest = data.plans.parts is not None
+        with known_warnings():
+            lightning_trainer(run, [tally, *([collector] if honest else [])], folder, validate=False).test(
+                tested, data, verbose=False
+            )
+        keep = ("model", *REFERENCES) if name == "model" else ("model",)
+        scores |= {name if key == "model" else key: tally.by_name()[key] for key in keep}
+        fields |= {name if key == "model" else key: collector.fields[key] for key in keep if honest}
+    return scores, fields
+
+
+def _blocks(run: RunConfig, data: CropDataModule, zoom: int) -> block_sums.BlockMap:
+    """Blocks for the bootstrap: those of the split, given in native pixels, on a grid that is ``zoom`` times finer."""
+    rows, columns = run.split.block if isinstance(run.split, BlocksSplit) else run.window.suggested.block_px
+    return block_sums.block_map(data.features, (rows * zoom, columns * zoom))
+
+
+def _with_details(run: RunConfig, tested: Tested, data: CropDataModule) -> Tested:
+    features, parts = data.features, data.plans.parts
+    assert parts is not None
+    if run.evaluation.cell_px:
+        cell = run.evaluation.cell_px, run.evaluation.cell_min_valid
+        blocks = _blocks(run, data, zoom(run, run.level))
+        cells = by_cell(tested.fields, np.asarray(features.target), blocks, *cell)
+        if cells:
+            tested.views["cells"] = cells
+    if not run.evaluation.details:
+        return tested
+    edge = zoom(run, run.level) * min(run.split.block) if isinstance(run.split, BlocksSplit) else min(features.shape)
+    tile_px = min(edge, LARGEST_TILE_PX) // 2 * 2
+    return replace(
+        tested,
+        groups=errors_by(tested.fields, features, parts),
+        structure=structures(tested.fields, features, parts, tile_px) if tile_px >= 4 else {},
+    )
+
+
+def _ridge(run: RunConfig, task: DownscalingTask, data: CropDataModule) -> DownscalingTask | None:
+    """Ridge regression with conservation on the same features, fitted on the same training part."""
+    strengths = run.evaluation.ridge
+    known = run.protocol == "honest" and run.coarse.method == "block_mean"
+    if not (strengths and known) or run.model.name == "ridge" or isinstance(run.model, PersistenceConfig):
+        return None
+    model = {"name": "ridge", "strengths": strengths}
+    spec = replace(task.spec, model=model, conservation="additive", members=1)
+    ridge = DownscalingTask.create(spec, task.optimisation, keep_positions=False)
+    fit_at_once(ridge, data, run.seed)
+    return ridge
+
+
+def _noise_floor(data: CropDataModule) -> noise_floor.NoiseFloor | None:
+    """Of the pixels that the test scores; the semivariograms are of whole samples, for more pairs."""
+    features, observed = data.features, observed_pixels(data.features)
+    scored = scored_pixels(data.plans, features.coarse.shape) & observed
+    together = len(set(features.places)) > 1
+    return noise_floor.estimate(
+        np.asarray(features.target), observed, scored, features.block_px, together=together
+    )
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(values, indent=1))
+    temporary.replace(path)
