@@ -13,7 +13,7 @@ import runpy
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
@@ -37,6 +37,8 @@ TINY = (
     "trainer.progress=false",
     "trainer.threads=1",
 )
+
+WEATHER = {"Rainf_f_tavg": 1e-5, "SWdown_f_tavg": 300.0, "Tair_f_tavg": 295.0}
 
 # The first example of a test may compile a numba kernel or import torch, so that no deadline holds.
 settings.register_profile("sifscale", deadline=None, max_examples=30)
@@ -136,3 +138,54 @@ def write_tables(folder: Path) -> Path:
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of raw tables that may be changed."""
     return write_tables(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of raw tables and patch sets, only to be read."""
+    return write_patches(write_tables(tmp_path_factory.mktemp("raw")))
+
+
+def write_patches(folder: Path) -> Path:
+    """Small patch sets below ``folder`` under the names and in the layout of the public ones; returns ``folder``.
+
+    Nine tiles of 100 x 100 px of airborne SIF, a fifth of them flown, at places far apart; 18 patches of 64 x 64 px of
+    temperature at nine lattice places that make nine groups.
+    """
+    import numpy as np
+    import xarray as xr
+    from scipy import ndimage
+
+    rng = np.random.default_rng(4)
+    dims = ("sample", "y", "x")
+
+    def smooth(samples: int, size: int) -> Any:
+        return ndimage.gaussian_filter(rng.normal(size=(samples, size, size)), (0, 4, 4)) * 8
+
+    folder.mkdir(parents=True, exist_ok=True)
+    green = smooth(9, 100)
+    sif = 0.5 + 0.1 * green + rng.normal(scale=0.1, size=green.shape)
+    flown = np.zeros(green.shape, dtype=bool)
+    flown[:, 20:60, 30:80] = True
+    names = ["ref_2", "ref_3", "ref_4", "ref_5", "ref_6", "ref_7"]
+    fields = {name: 3000 + 300 * green + rng.normal(scale=100, size=green.shape) for name in names}
+    fields |= {name: np.full(green.shape, value) for name, value in WEATHER.items()}
+    covers = ["grassland_pasture", "corn", "soybean", "deciduous_forest", "evergreen_forest", "open_water"]
+    fields |= {name: (green > 0.3 * number - 1).astype(float) for number, name in enumerate(covers)}
+    fields |= {"sif": np.where(flown, sif, np.nan), "soundings": flown * 2.0, "missing_reflectance": 0.0 * sif}
+    places = {"lon": ("sample", -95.0 + np.arange(9) % 3), "lat": ("sample", 42.0 + np.arange(9) // 3)}
+    day = {"time": ("sample", np.full(9, np.datetime64("2016-06-15", "ns")))}
+    bands = {name: (dims, values) for name, values in fields.items()}
+    xr.Dataset(bands, coords=places | day).to_netcdf(folder / "cfis_sif_2016.nc")
+
+    green = smooth(18, 64)
+    noise = rng.normal(size=green.shape)
+    fields = {"lst_day": 295 - 2 * green + noise, "red": 0.08 - 0.01 * green, "nir": 0.3 + 0.05 * green}
+    fields["mir"] = 0.1 - 0.01 * green
+    number = np.arange(18) % 9
+    places = {"lattice_row": ("sample", number // 3 * 3), "lattice_col": ("sample", number % 3 * 3)}
+    places |= {name: ("sample", number * 60000.0) for name in ("ul_x", "ul_y")}
+    days = np.datetime64("2020-04-05", "ns") + (np.arange(18) // 9) * np.timedelta64(60, "D")
+    bands = {name: (dims, values) for name, values in fields.items()}
+    xr.Dataset(bands, coords=places | {"time": ("sample", days)}).to_netcdf(folder / "modis_lst_h18v04_2020.nc")
+    return folder

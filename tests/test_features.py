@@ -21,7 +21,7 @@ from skimage.feature import local_binary_pattern
 
 from sifscale import feature_store
 from sifscale import features as room
-from sifscale.config import Coarse, ConfigError, Features, Select
+from sifscale.config import Coarse, ConfigError, Cover, Features, Select
 from sifscale.crops import CropPlan
 from sifscale.cube import Cube
 from sifscale.datamodule import CropBatches
@@ -309,6 +309,109 @@ def test_local_stats_against_brute_force(seed: int, window: int, offset: float) 
         assert laplacian[y, x] == pytest.approx(curvature, abs=1e-4, nan_ok=True)
 
 
+def with_fine_bands(native: dict[str, NDArray[np.float32]], fine: dict[str, NDArray[np.float32]]) -> Cube:
+    """A cube of native bands, and of fine ones on a grid finer by 3."""
+    cube = make_cube(native)
+    finer = {name: (("sample", "y", "x"), da.from_array(band, chunks=(1, 9, 9))) for name, band in fine.items()}
+    return replace(cube, fine=xr.Dataset(finer))
+
+
+def fine_bands(shape: tuple[int, int, int] = (2, 39, 51)) -> dict[str, NDArray[np.float32]]:
+    rng = np.random.default_rng(7)
+    bands = {name: rng.random(shape, dtype=np.float32) for name in ("sif_truth", *BANDS)}
+    return bands | {"land_cover": rng.integers(0, 3, shape).astype(np.float32)}
+
+
+COVER = Cover(band="land_cover", classes=("water", "corn", "forest"))
+
+
+def test_with_a_truth_native_sif_is_the_coarse_field_of_the_fine_grid() -> None:
+    native, fine = random_bands(gaps=0.3), fine_bands()
+    cube = with_fine_bands(native, fine)
+    found = room.build(cube, make_features(("coarse", "evi", "nirv")), BLOCKS, "sif", truth="sif_truth", cover=COVER)
+    assert found.block_px == 3 and found.shape == (39, 51) and found.target.shape == (2, 39, 51)
+    sif = native["sif"].repeat(3, axis=1).repeat(3, axis=2)
+    observed = np.isfinite(sif)
+    coarse, target = found.coarse.compute(), found.target.compute()
+    np.testing.assert_array_equal(found.valid.compute(), observed)
+    np.testing.assert_array_equal(target, np.where(observed, fine["sif_truth"], np.nan))
+    np.testing.assert_array_equal(coarse[observed], sif[observed])
+    for sample, y, x in np.argwhere(np.isnan(native["sif"])):  # a gap has the value of one of the nearest cells
+        known = np.argwhere(np.isfinite(native["sif"][sample]))
+        distance = ((known - (y, x)) ** 2).sum(axis=1)
+        nearest = native["sif"][sample][tuple(known[distance == distance.min()].T)]
+        block = coarse[sample, y * 3 : y * 3 + 3, x * 3 : x * 3 + 3]
+        assert (block == block[0, 0]).all() and block[0, 0] in nearest
+    predictors = found.predictors.compute()
+    np.testing.assert_array_equal(predictors[:, 0], coarse)
+    np.testing.assert_array_equal(predictors[:, 1], fine["evi"])
+    np.testing.assert_array_equal(predictors[:, 2], fine["ndvi"] * fine["nir"])
+    assert found.cover is not None
+    np.testing.assert_array_equal(found.cover.compute(), fine["land_cover"].astype(np.int8))
+    assert (found.weight.compute() == 1).all() and found.places == ("minnesota",) * 2
+    other = room.build(
+        with_fine_bands(native, fine | {"sif_truth": fine["sif_truth"] * 2}), EVERY_OPTION, BLOCKS, "sif",
+        truth="sif_truth",
+    )  # fmt: skip
+    same = room.build(cube, EVERY_OPTION, BLOCKS, "sif", truth="sif_truth")
+    np.testing.assert_array_equal(other.predictors.compute(), same.predictors.compute(), "no predictor reads the truth")
+
+
+def test_samples_without_any_target_are_left_out_on_the_fine_grid_too() -> None:
+    native, fine = random_bands((3, 13, 17)), fine_bands((3, 39, 51))
+    native["sif"][1] = np.nan
+    cube = with_fine_bands(native, fine)
+    found = room.build(cube, make_features(), BLOCKS, "sif", truth="sif_truth")
+    known = found.valid.compute()
+    assert known.shape[0] == 2
+    np.testing.assert_array_equal(found.target.compute()[known], fine["sif_truth"][[0, 2]][known])
+    # classes on the native grid come from the fine bands of the same samples
+    cover = room.build(cube, make_features(), BLOCKS, "sif", cover=COVER).cover.compute()
+    counts = np.bincount(fine["land_cover"][2, 3:6, 6:9].astype(int).ravel(), minlength=3)
+    assert cover.shape == (2, 15, 18) and cover[1, 1, 2] == counts.argmax()
+
+
+def test_land_cover_is_the_majority_of_fine_pixels_and_reaches_the_padded_edge(tmp_path: Path) -> None:
+    fine = fine_bands()
+    found = room.build(with_fine_bands(random_bands(), fine), make_features(), BLOCKS, "sif", cover=COVER)
+    assert found.cover_names == COVER.classes
+    cover = found.cover.compute()
+    for sample, y, x in np.ndindex(2, 13, 17):
+        pixels = fine["land_cover"][sample, y * 3 : y * 3 + 3, x * 3 : x * 3 + 3]
+        assert cover[sample, y, x] == np.bincount(pixels.astype(int).ravel()).argmax()
+    assert (cover[:, 13:, :17] == cover[:, 12:13, :17]).all() and (cover[:, :, 17:] == cover[:, :, 16:17]).all()
+    opened = feature_store.open_features(feature_store.materialise(found, tmp_path, "cover"), 100)
+    np.testing.assert_array_equal(opened.cover, cover)
+    assert opened.cover_names == COVER.classes
+    assert room.build(make_cube(random_bands()), make_features(), BLOCKS, "sif").cover is None
+
+
+def test_a_truth_that_is_not_there_or_on_another_grid_is_refused() -> None:
+    wrong = Coarse(method="block_mean", factor=2)
+    cases: list[tuple[Cube, Coarse, str]] = [
+        (make_cube(random_bands()), BLOCKS, "window.truth: the cube has no fine band 'sif_truth'; build the window"),
+        (with_fine_bands(random_bands(), {"evi": fine_bands()["evi"]}), BLOCKS, "no fine band 'sif_truth'"),
+        (with_fine_bands(random_bands(), fine_bands()), wrong, "block_mean with factor 3 .* .found block_mean, 2"),
+    ]
+    for cube, coarse, line in cases:
+        with pytest.raises(ConfigError, match=line):
+            room.build(cube, make_features(), coarse, "sif", truth="sif_truth")
+
+
+def test_weights_fall_with_the_error_of_the_target_and_an_unknown_one_counts_as_typical() -> None:
+    bands = random_bands(gaps=0)
+    error = np.random.default_rng(5).uniform(0.05, 0.6, (2, 13, 17)).astype(np.float32)
+    error[0, :3] = np.nan
+    found = room.build(make_cube(bands | {"sif_error": error}), make_features(), BLOCKS, "sif").weight.compute()
+    known = np.isfinite(error)
+    expected = 1 / (1 + (error[known].astype(np.float64) / np.median(error[known])) ** 2)
+    np.testing.assert_allclose(found[:, :13, :17][known], expected, rtol=1e-5)
+    assert (found[0, :3, :17] == 0.5).all() and found.dtype == np.float32
+    assert found.shape == (2, 15, 18) and (found > 0).all() and (found <= 1).all()
+    assert np.median(found[:, :13, :17][known]) == pytest.approx(0.5, abs=0.01)
+    assert (room.build(make_cube(bands), make_features(), BLOCKS, "sif").weight.compute() == 1).all()
+
+
 def in_memory(
     predictors: NDArray[np.float32], coarse: NDArray[np.float32], scaled: list[bool]
 ) -> FeatureCube:
@@ -377,7 +480,7 @@ def test_a_store_is_written_once_and_read_alike_from_memory_and_disk(tmp_path: P
     memory, disk = feature_store.open_features(path, 100), feature_store.open_features(path, 0)
     assert isinstance(memory.predictors, np.ndarray) and not isinstance(disk.predictors, np.ndarray)
     for opened in (memory, disk):
-        for name in ("predictors", "coarse", "target", "valid"):
+        for name in ("predictors", "coarse", "target", "valid", "weight"):
             np.testing.assert_array_equal(np.asarray(getattr(opened, name)), getattr(lazy, name).compute())
         assert (opened.channels, opened.shape, opened.block_px) == (lazy.channels, lazy.shape, lazy.block_px)
         assert opened.places == lazy.places and (opened.times == lazy.times).all()

@@ -26,6 +26,12 @@ from sifscale.land_cover import land_cover
 
 log = logging.getLogger(__name__)
 
+# Indices that a cube need not hold, and the bands that they are made from; of given coarse bands likewise.
+INDICES = {
+    f"{prefix}{index}": tuple(f"{prefix}{part}" for part in parts)
+    for prefix in ("", "coarse_")
+    for index, parts in {"ndvi": ("red", "nir"), "nirv": ("ndvi", "nir")}.items()
+}
 OBSERVED = "observed_coarse"  # native SIF on the fine grid, where this is the coarse field
 
 
@@ -166,14 +172,16 @@ def _observed(native: xr.Dataset, target: str) -> xr.Dataset:
 def _weight(native: xr.Dataset, target: str) -> da.Array:
     """1 / (1 + (error / median error)^2): the inverse variance of error and misfit, were both alike at the median.
 
-    Without the second term a few precise pixels would outweigh all others.
+    Without the second term a few precise pixels would outweigh all others. A pixel of unknown error counts as one of
+    the median error; where no error is known, all count 1.
     """
-    if f"{target}_error" not in native:
-        return da.ones_like(_lazy(native[target]))
-    error = _lazy(native[f"{target}_error"])
-    typical = float(np.nanmedian(error.compute()))
-    weight = 1 / (1 + (error / typical) ** 2)
-    return da.where(da.isfinite(weight), weight, 1).astype(np.float32)
+    error = _lazy(native[f"{target}_error"]) if f"{target}_error" in native else da.zeros_like(_lazy(native[target]))
+    known = error.compute()
+    known = known[np.isfinite(known) & (known > 0)]
+    if not known.size:
+        return da.ones_like(error)
+    weight = 1 / (1 + (error / np.median(known)) ** 2)
+    return da.where(da.isfinite(weight), weight, 0.5).astype(np.float32)
 
 
 def _check_bands(path: Path, native: xr.Dataset, features: Features, coarse: Coarse, target: str) -> None:
@@ -201,16 +209,11 @@ def _available(native: xr.Dataset, name: str, coarse: Coarse) -> bool:
         return True
     if coarse.method != "given" and name.startswith("coarse_"):
         return _available(native, name.removeprefix("coarse_"), coarse)
-    return name.endswith("nirv") and all(_stored(native, part, coarse) for part in _nirv_parts(name))
+    return name in INDICES and all(_available(native, part, coarse) for part in INDICES[name])
 
 
 def _stored(native: xr.Dataset, name: str, coarse: Coarse) -> bool:
     return name in native and (coarse.method == "given" or not name.startswith("coarse_"))
-
-
-def _nirv_parts(name: str) -> tuple[str, str]:
-    prefix = name.removesuffix("nirv")
-    return f"{prefix}ndvi", f"{prefix}nir"
 
 
 def _lazy(variable: xr.DataArray) -> da.Array:
@@ -225,9 +228,10 @@ def _band(native: xr.Dataset, name: str, *, coarse: Coarse, target: str) -> da.A
         return _lazy(native[name])
     if coarse.method != "given" and name.startswith("coarse_"):
         return _coarsen(_band(native, name.removeprefix("coarse_"), coarse=coarse, target=target), coarse)
-    ndvi, nir = (_lazy(native[part]) for part in _nirv_parts(name))
-    # Near-infrared reflectance of vegetation: Badgley et al. 2017, doi:10.1126/sciadv.1602244
-    return ndvi * nir
+    first, second = (_band(native, part, coarse=coarse, target=target) for part in INDICES[name])
+    if name.endswith("nirv"):  # reflectance of vegetation: Badgley et al. 2017, doi:10.1126/sciadv.1602244
+        return first * second
+    return (second - first) / (second + first)  # normalised difference: Rouse et al. 1974
 
 
 def _coarse(native: xr.Dataset, coarse: Coarse, target: str) -> da.Array:

@@ -132,7 +132,7 @@ class DownscalingTask(pl.LightningModule):
         """Loss over scored pixels, in units of the target's scale."""
         _, loss = self._predict_and_judge(batch)
         self.log("train/loss", loss, on_epoch=True, on_step=False, batch_size=len(batch["crop"]), sync_dist=True)
-        return loss
+        return loss * self.spec.members  # the sum: each member has the gradient that it would have alone
 
     def _predict_and_judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Conserved prediction (B, 1, H, W) and loss, of an ensemble the mean over its members.
@@ -177,6 +177,12 @@ class DownscalingTask(pl.LightningModule):
         scores = sums["model"].finish()
         found = {f"val/{name}": scores[name] for name in ("r2", "mae", "rmse")}
         if "cells" in sums:
+            if not sums["cells"].values[0]:
+                share = self.optimisation.cell_min_valid
+                raise ValueError(
+                    f"evaluation.cell_min_valid: no cell of the validation part is filled that far; lower it, or set "
+                    f"evaluation.cell_px=null (found {share})"
+                )
             found["val/cells_rmse"] = sums["cells"].finish()["rmse"]
         self.log_dict(found, sync_dist=True)
 

@@ -80,7 +80,9 @@ def _crop_faults(run: RunConfig) -> list[str]:
 def _feature_faults(run: RunConfig) -> list[str]:
     faults = []
     window, features = run.window, run.features
-    native = (*window.bands, *(("nirv",) if {"ndvi", "nir"} <= set(window.bands) else ()))
+    native = window.bands
+    for index, parts in (("ndvi", {"red", "nir"}), ("nirv", {"ndvi", "nir"})):
+        native += (index,) if parts <= set(native) and index not in native else ()
     known = ("coarse", *native, *(f"coarse_{band}" for band in native))
     asked = [(f"features.bands[{i}]", band) for i, band in enumerate(features.bands)]
     asked += [(f"features.lbp[{i}].source", lbp.source) for i, lbp in enumerate(features.lbp)]
@@ -191,6 +193,11 @@ def _training_faults(run: RunConfig) -> list[str]:
         faults.append(
             f"evaluation.cell_px: must divide the coarse block of {block_px} px, so that no cell is cut (found "
             f"{cell_px})"
+        )
+    if run.trainer.loss_on_cells and run.trainer.loss in ("error_weighted", "aggregate"):
+        faults.append(
+            f"trainer.loss_on_cells: must be false for trainer.loss={run.trainer.loss}, which weighs pixels or "
+            "compares coarse cells anyway (found True)"
         )
     if run.trainer.loss_on_cells and not cell_px:
         faults.append("trainer.loss_on_cells: must be false where evaluation.cell_px is null (found True)")
