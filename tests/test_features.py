@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.feature import local_binary_pattern
 
-from sifscale import feature_store
+from sifscale import feature_store, selection
 from sifscale import features as room
 from sifscale.config import Coarse, ConfigError, Cover, Features, Select
 from sifscale.crops import CropPlan
@@ -431,7 +431,7 @@ def test_correlations_are_those_of_numpy_over_the_given_pixels() -> None:
     cube = in_memory(predictors, coarse, [True, False, True, True])
     inside = rng.random(coarse.shape) < 0.5
     cube.valid[1, 10:] = False
-    names, matrix = room.correlations(cube, inside)
+    names, matrix = selection.correlations(cube, inside)
     assert names == ["coarse SIF", "c0", "c2", "c3"]
     at = inside & cube.valid & np.isfinite(predictors[:, 0])
     assert matrix[0, 1] == pytest.approx(np.corrcoef(coarse[at], predictors[:, 0][at])[0, 1])
@@ -443,7 +443,7 @@ def test_correlations_are_those_of_numpy_over_the_given_pixels() -> None:
 def test_a_band_without_values_leaves_the_others_correlated() -> None:
     predictors = np.random.default_rng(0).random((1, 2, 9, 9), dtype=np.float32)
     predictors[:, 1] = np.nan
-    _, matrix = room.correlations(
+    _, matrix = selection.correlations(
         in_memory(predictors, predictors[:, 0], [True, True]), np.ones((1, 9, 9), bool)
     )
     assert matrix[0, 1] == pytest.approx(1) and np.isnan(matrix[0, 2])
@@ -454,13 +454,13 @@ def test_choose_keeps_the_most_correlated_bands() -> None:
     matrix = np.eye(7)
     matrix[0] = [1, 1, 0.3, -0.8, 0.5, 0.9, np.nan]
     bands = ("coarse", "a", "b", "c", "flat")
-    assert room.choose(Select(top=2), bands, names, matrix) == ["coarse", "b", "c"]
-    assert room.choose(Select(top=9), bands[1:], names, matrix) == ["b", "c", "a"]
-    assert room.choose(Select(min_correlation=0.5), bands, names, matrix) == ["coarse", "b", "c"]
+    assert selection.choose(Select(top=2), bands, names, matrix) == ["coarse", "b", "c"]
+    assert selection.choose(Select(top=9), bands[1:], names, matrix) == ["b", "c", "a"]
+    assert selection.choose(Select(min_correlation=0.5), bands, names, matrix) == ["coarse", "b", "c"]
     with pytest.raises(ConfigError, match="no band is that correlated .* .found b with 0.80."):
-        room.choose(Select(min_correlation=0.95), bands, names, matrix)
+        selection.choose(Select(min_correlation=0.95), bands, names, matrix)
     with pytest.raises(ConfigError, match=".found none."):
-        room.choose(Select(top=1), ("coarse", "flat"), names, matrix)
+        selection.choose(Select(top=1), ("coarse", "flat"), names, matrix)
 
 
 def test_select_keeps_channels_in_the_order_asked_for() -> None:

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sifscale import grid
 from sifscale.crops import Plans
 from sifscale.features import FeatureCube
+from sifscale.hidden_target import blurred_coarse, derived_predictors
 from sifscale.noise_floor import FLOOR_SHARE
 from sifscale.splits import TEST
 
 Mask = NDArray[np.bool_]
-Field = NDArray[np.float32]
-
-# A predictor that explains the target this well together with coarse SIF is made from the target: real
-# predictors leave the sounding noise unexplained (about 20 % of the variance of the Minnesota tables).
-DERIVED_R2 = 0.99
-LOCAL_WINDOW_PX = 16
-MOVING_MEAN_FACTORS = (3, 5, 7)
 
 
 @dataclass(frozen=True)
@@ -46,9 +40,10 @@ def audit(features: FeatureCube, plans: Plans, scaler_saw: Mask) -> list[Finding
     return [
         *_overlap(plans, test),
         *_shared_places(plans, test, features),
+        *_twins(plans, test, features),
         *_scaler(scaler_saw, test),
-        *_derived_predictors(features, observed),
-        *_moving_mean_coarse(features, observed),
+        *(Finding("target_derived_predictor", text) for text in derived_predictors(features, observed, test)),
+        *(Finding("moving_mean_coarse", text) for text in blurred_coarse(features, observed)),
     ]
 
 
@@ -116,6 +111,20 @@ def _shared_places(plans: Plans, test: Mask, features: FeatureCube) -> list[Find
     return [Finding("shared_place", text)] if shared else []
 
 
+def _twins(plans: Plans, test: Mask, features: FeatureCube) -> list[Finding]:
+    """Samples whose target is, pixel by pixel, that of a sample of the other part, whatever the places are called."""
+    tested, trained = test.any(axis=(1, 2)), plans.train.covered(_shape(test)).any(axis=(1, 2))
+    target = np.where(observed_pixels(features), np.asarray(features.target), 0)
+    varies = np.ptp(target, axis=(1, 2)) > 0  # empty ones are all alike
+    fields = [hashlib.sha256(field.tobytes()).digest() for field in target]
+    seen = {fields[i]: i for i in np.flatnonzero(trained & ~tested & varies)}
+    twins = [(i, seen[fields[i]]) for i in np.flatnonzero(tested & ~trained) if fields[i] in seen]
+    if not twins:
+        return []
+    text = f"{len(twins)} tested samples are trained on under another name, e.g. sample {twins[0][0]} as {twins[0][1]}"
+    return [Finding("shared_place", text)]
+
+
 def _scaler(scaler_saw: Mask, test: Mask) -> list[Finding]:
     share = _share_seen(scaler_saw, test)
     return [Finding("scaler", f"the scaler was fitted on {share:.1%} of the test pixels")] if share else []
@@ -128,64 +137,3 @@ def _share_seen(seen: Mask, test: Mask) -> float:
 def _shape(mask: Mask) -> tuple[int, int, int]:
     samples, rows, columns = mask.shape
     return samples, rows, columns
-
-
-def _derived_predictors(features: FeatureCube, observed: Mask) -> list[Finding]:
-    """Predictors that, with coarse SIF, give the target linearly, everywhere or in most small windows."""
-    findings = []
-    coarse, target = np.asarray(features.coarse), np.asarray(features.target)
-    for i, channel in enumerate(features.channels):
-        values = np.asarray(features.predictors[:, i])
-        known = observed & np.isfinite(values)
-        everywhere = _linear_r2(values[known], coarse[known], target[known])
-        local = _local_r2(values, coarse, target, known) if everywhere < DERIVED_R2 else everywhere
-        if max(everywhere, local) >= DERIVED_R2:
-            where = "over the whole field" if everywhere >= DERIVED_R2 else f"in {LOCAL_WINDOW_PX} px windows"
-            text = (
-                f"a linear fit of '{channel.name}' and coarse SIF gives the target with R2 "
-                f"{max(everywhere, local):.6f} {where}"
-            )
-            findings.append(Finding("target_derived_predictor", text))
-    return findings
-
-
-def _linear_r2(values: Field, coarse: Field, target: Field) -> float:
-    """R2 of target ~ values + coarse + 1 (least squares, in sample)."""
-    if len(target) < 8 or np.ptp(target) == 0:
-        return 0.0
-    design = np.column_stack([values, coarse, np.ones_like(values)]).astype(np.float64)
-    wanted = target.astype(np.float64)
-    residual = wanted - design @ np.linalg.lstsq(design, wanted, rcond=None)[0]
-    return float(1 - residual.var() / wanted.var())
-
-
-def _local_r2(values: Field, coarse: Field, target: Field, known: Mask) -> float:
-    """Median of the same R2 over well-filled windows: finds scalings that differ from place to place."""
-    scores = []
-    step = LOCAL_WINDOW_PX
-    for sample in range(values.shape[0]):
-        for y in range(0, values.shape[1], step):
-            for x in range(0, values.shape[2], step):
-                at = (sample, slice(y, y + step), slice(x, x + step))
-                here = known[at]
-                if here.sum() >= step * step // 2:
-                    scores.append(_linear_r2(values[at][here], coarse[at][here], target[at][here]))
-    return float(np.median(scores)) if scores else 0.0
-
-
-def _moving_mean_coarse(features: FeatureCube, observed: Mask) -> list[Finding]:
-    """Is coarse SIF the moving mean of the target? Then its neighbours hold each value: mere deblurring."""
-    if features.block_px > 1 or not observed.any():  # block means by construction
-        return []
-    target = np.where(observed, np.asarray(features.target), np.nan).astype(np.float64)
-    coarse = np.asarray(features.coarse)
-    for factor in MOVING_MEAN_FACTORS:
-        difference = np.abs(grid.moving_mean(target, factor) - coarse)[observed]
-        # the share, not the maximum: a few cells at gaps may have been treated otherwise
-        if np.mean(difference < 1e-5) > 0.95:
-            text = (
-                f"coarse SIF is the {factor}x{factor} moving mean of the target on the same grid (median "
-                f"difference {np.median(difference):.1e}): the task is deblurring, not downscaling"
-            )
-            return [Finding("moving_mean_coarse", text)]
-    return []

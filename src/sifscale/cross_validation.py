@@ -13,6 +13,7 @@ from sifscale.config import BlocksSplit, PlacesSplit, RunConfig
 from sifscale.evaluation import BlockScores, Fields, GroupSums
 from sifscale.metrics import Sums, pooled
 from sifscale.noise_floor import NoiseFloor
+from sifscale.resuming import resumed_run_id, run_folder
 from sifscale.testing import VIEWS, Tested, pixel_km, show, test_metrics, write
 from sifscale.tracking import RunLog, is_main_process, run_log
 from sifscale.training import (
@@ -20,8 +21,6 @@ from sifscale.training import (
     judge_score,
     log_config,
     prepare_features,
-    resumed_run_id,
-    run_folder,
     say_where,
     tags,
     train_once,

@@ -14,13 +14,12 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
-import pandas as pd
 import xarray as xr
 from numpy.typing import NDArray
 from scipy import ndimage
 
 from sifscale import grid, lbp
-from sifscale.config import Coarse, ConfigError, Cover, Features, LbpFeature, LocalStats, Select
+from sifscale.config import Coarse, ConfigError, Cover, Features, LbpFeature, LocalStats
 from sifscale.cube import Cube
 from sifscale.land_cover import land_cover
 
@@ -317,33 +316,3 @@ def _pad(field: da.Array, factor: int, fill: Any = np.nan) -> da.Array:
     wide = da.pad(field, width, mode="edge") if fill == "edge" else da.pad(field, width, constant_values=fill)
     # Dask leaves the padding as chunks of its own; what comes next looks at whole samples.
     return wide.rechunk({wide.ndim - 2: -1, wide.ndim - 1: -1})
-
-
-def correlations(features: FeatureCube, inside: NDArray[np.bool_]) -> tuple[list[str], NDArray[np.float64]]:
-    """Correlations of coarse SIF and all scaled channels over ``inside`` (sample, y, x), the train part.
-
-    Against coarse SIF, not the target: choosing bands must not look at what is to be predicted. Pixels where
-    one of a pair is missing do not count for this pair; NaN where a channel is constant or missing.
-    """
-    index = [i for i, channel in enumerate(features.channels) if channel.scaled]
-    inside = inside & np.asarray(features.valid)
-    columns = [np.asarray(features.coarse)[inside]]
-    columns += [np.asarray(features.predictors[:, i])[inside] for i in index]
-    matrix = pd.DataFrame(np.stack(columns, axis=1).astype(np.float64)).corr().to_numpy()
-    return ["coarse SIF", *(features.channels[i].name for i in index)], matrix
-
-
-def choose(
-    select: Select, bands: tuple[str, ...], names: list[str], matrix: NDArray[np.float64]
-) -> list[str]:
-    """Names of the bands to keep: coarse, then by falling |r| with coarse SIF; ConfigError if none is."""
-    strength = {name: abs(matrix[0, i]) for i, name in enumerate(names) if name in bands and name != "coarse"}
-    ranked = sorted((n for n in strength if np.isfinite(strength[n])), key=lambda name: -strength[name])
-    least = select.min_correlation or 0
-    kept = ranked[: select.top] if select.top else [name for name in ranked if strength[name] >= least]
-    if not kept:
-        strongest = f"{ranked[0]} with {strength[ranked[0]]:.2f}" if ranked else "none"
-        raise ConfigError(
-            [f"features.select: no band is that correlated with coarse SIF (found {strongest})"]
-        )
-    return [*(["coarse"] if "coarse" in bands else []), *kept]

@@ -13,10 +13,8 @@ import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
 import torch
-import yaml
-from hydra.core.hydra_config import HydraConfig
 
-from sifscale import feature_store, legacy, report, run_figures
+from sifscale import feature_store, legacy, report, run_figures, selection
 from sifscale import features as feature_room
 from sifscale.audit import Finding, audit, below_noise_floor, guard_distance_px
 from sifscale.config import ConfigError, LegacySplit, PersistenceConfig, RunConfig
@@ -26,10 +24,11 @@ from sifscale.datamodule import CropDataModule, fit_scaler, training_pixels
 from sifscale.features import FeatureCube
 from sifscale.fitting import fit
 from sifscale.models.persistence import with_other_composite
+from sifscale.resuming import resumed_run_id
 from sifscale.splits import TEST, make_split, padded
 from sifscale.task import DownscalingTask, Optimisation, TaskSpec
 from sifscale.testing import Tested, test, zoom
-from sifscale.tracking import RunLog, flat, git_commit, is_main_process, process_rank, run_log
+from sifscale.tracking import RunLog, git_commit, is_main_process, run_log
 from sifscale.windows import open_or_build
 
 log = logging.getLogger(__name__)
@@ -135,9 +134,9 @@ def choose_bands(
 ) -> tuple[FeatureCube, tuple[list[str], np.ndarray[Any, Any]]]:
     """Correlations on the training part, and the feature cube with only the bands that ``features.select`` keeps."""
     inside = training_pixels(plans, features, run.normalisation.model_copy(update={"fit": "train"}))
-    names, matrix = feature_room.correlations(features, inside)
+    names, matrix = selection.correlations(features, inside)
     if run.features.select:
-        kept = feature_room.choose(run.features.select, run.features.bands, names, matrix)
+        kept = selection.choose(run.features.select, run.features.bands, names, matrix)
         log.info("selected bands: %s", ", ".join(kept))
         others = [name for name in features.names if name not in run.features.bands]
         features = features.select([*kept, *others])
@@ -248,40 +247,6 @@ def make_task(run: RunConfig, features: FeatureCube, plans: Plans) -> Downscalin
         for weights in (parameter for parameter in task.model.parameters() if parameter.ndim == 4):
             weights.data = weights.data.contiguous(memory_format=torch.channels_last)
     return task
-
-
-def run_folder(run: RunConfig) -> Path:
-    """The folder of a command: Hydra's, or the one that is resumed."""
-    folder = Path(run.resume) if run.resume else Path(HydraConfig.get().runtime.output_dir)
-    if run.resume:
-        _check_resumable(run, folder)
-    if not is_main_process():  # its files are of no use, but must not meet those of the main process
-        folder = folder / f"process_{process_rank()}"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-def _check_resumable(run: RunConfig, folder: Path) -> None:
-    """A run goes on only as what it was: the same configuration, key by key."""
-    if not (folder / "run_id").exists() or not (folder / "config.yaml").exists():
-        raise ConfigError([f"resume: must be the folder of a run that had started (found '{run.resume}')"])
-    was, now = (
-        flat(values)
-        for values in (yaml.safe_load((folder / "config.yaml").read_text()), run.model_dump(mode="json"))
-    )
-    free = ("resume", "trainer.progress", "trainer.threads")
-    changed = [key for key in now | was if key not in free and was.get(key) != now.get(key)]
-    if changed:
-        raise ConfigError(
-            [
-                f"{key}: must be as in the run that is resumed, {was.get(key)} (found {now.get(key)})"
-                for key in changed
-            ]
-        )
-
-
-def resumed_run_id(folder: Path) -> str:
-    return (folder / "run_id").read_text().strip()
 
 
 def say_where(run: RunConfig, folder: Path) -> None:

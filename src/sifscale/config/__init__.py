@@ -18,36 +18,38 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from sifscale.config.model_sections import (
+    CNNDenseConfig,
+    InterpolationConfig,
+    PersistenceConfig,
+    SIFNetConfig,
+    UNetConfig,
+)
 from sifscale.config.relations import relation_faults
 from sifscale.config.sections import (
     NIRV_SOURCES,
     BlocksSplit,
     BuildCommand,
     BuildConfig,
-    CNNDenseConfig,
     Coarse,
     CompareConfig,
     Dask,
     Features,
     HoldOutSplit,
-    InterpolationConfig,
     LbpFeature,
     LegacyFeatures,
     LegacySplit,
     LocalStats,
     Normalisation,
     Paths,
-    PersistenceConfig,
     PlacesSplit,
     RandomCrop,
     RunConfig,
     Select,
-    SIFNetConfig,
     SlidingCrop,
     Study,
     Tracking,
     Trainer,
-    UNetConfig,
 )
 from sifscale.config.types import Section
 from sifscale.config.window_sections import (

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from sifscale.config.sections import (
-    NIRV_SOURCES,
-    BlocksSplit,
+from sifscale.config.model_sections import (
     CNNDenseConfig,
     LightUseConfig,
     NIRvRatioConfig,
     PersistenceConfig,
-    RunConfig,
     SIFNetConfig,
-    SlidingCrop,
     UNetConfig,
 )
+from sifscale.config.sections import NIRV_SOURCES, BlocksSplit, RunConfig, SlidingCrop
 from sifscale.config.window_sections import GriddedWindow, PatchWindow, TableWindow
 
 READ_FINE_TRUTH = (  # models that learn from the target itself, whatever the loss

@@ -1,0 +1,45 @@
+"""The folder of a run, and whether a stopped run may go on in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from hydra.core.hydra_config import HydraConfig
+
+from sifscale.config import ConfigError, RunConfig
+from sifscale.tracking import flat, is_main_process, process_rank
+
+
+def run_folder(run: RunConfig) -> Path:
+    """The folder of a command: Hydra's, or the one that is resumed."""
+    folder = Path(run.resume) if run.resume else Path(HydraConfig.get().runtime.output_dir)
+    if run.resume:
+        _check_resumable(run, folder)
+    if not is_main_process():  # its files are of no use, but must not meet those of the main process
+        folder = folder / f"process_{process_rank()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _check_resumable(run: RunConfig, folder: Path) -> None:
+    """A run goes on only as what it was: the same configuration, key by key."""
+    if not (folder / "run_id").exists() or not (folder / "config.yaml").exists():
+        raise ConfigError([f"resume: must be the folder of a run that had started (found '{run.resume}')"])
+    was, now = (
+        flat(values)
+        for values in (yaml.safe_load((folder / "config.yaml").read_text()), run.model_dump(mode="json"))
+    )
+    free = ("resume", "trainer.progress", "trainer.threads")
+    changed = [key for key in now | was if key not in free and was.get(key) != now.get(key)]
+    if changed:
+        raise ConfigError(
+            [
+                f"{key}: must be as in the run that is resumed, {was.get(key)} (found {now.get(key)})"
+                for key in changed
+            ]
+        )
+
+
+def resumed_run_id(folder: Path) -> str:
+    return (folder / "run_id").read_text().strip()
