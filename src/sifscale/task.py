@@ -54,7 +54,6 @@ class Optimisation:
     epochs: int
     total_variation_weight: float = 0.0
     conservation_weight: float = 0.0
-    loss_on_cells: bool = False
     cell_px: int | None = None
     cell_min_valid: float = 1.0
 
@@ -147,11 +146,11 @@ class DownscalingTask(pl.LightningModule):
         every = raw.flatten(0, 1)
         if options.loss == "aggregate":  # never reads the target
             loss = aggregate(every / scale, coarse / scale, valid, scored, block_px)
+        elif options.loss == "cells":
+            assert options.cell_px is not None
+            loss = aggregate(conserved.flatten(0, 1) / scale, target / scale, scored, scored, options.cell_px)
         else:
-            fields = (conserved.flatten(0, 1), target, scored)
-            if options.loss_on_cells and options.cell_px:
-                fields = on_cells(*fields, options.cell_px, options.cell_min_valid)
-            pair = (fields[0] / scale, fields[1] / scale, fields[2])
+            pair = (conserved.flatten(0, 1) / scale, target / scale, scored)
             weighted = options.loss == "error_weighted"
             loss = error_weighted(*pair, weight) if weighted else PIXEL_LOSSES[options.loss](*pair)
         if options.conservation_weight:

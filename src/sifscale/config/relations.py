@@ -191,13 +191,8 @@ def _training_faults(run: RunConfig) -> list[str]:
             f"evaluation.cell_px: must divide the coarse block of {block_px} px, so that no cell is cut (found "
             f"{cell_px})"
         )
-    if run.trainer.loss_on_cells and run.trainer.loss in ("error_weighted", "aggregate"):
-        faults.append(
-            f"trainer.loss_on_cells: must be false for trainer.loss={run.trainer.loss}, which weighs pixels or "
-            "compares coarse cells anyway (found True)"
-        )
-    if run.trainer.loss_on_cells and not cell_px:
-        faults.append("trainer.loss_on_cells: must be false where evaluation.cell_px is null (found True)")
+    if run.trainer.loss == "cells" and not cell_px:
+        faults.append("trainer.loss: must not be cells where evaluation.cell_px is null (found 'cells')")
     if run.trainer.members > 1 and not isinstance(run.model, UNetConfig | SIFNetConfig | CNNDenseConfig):
         faults.append(
             f"trainer.members: must be 1 for model.name={run.model.name}, which is no network (found "

@@ -186,8 +186,7 @@ class Trainer(Section):
     epochs: PositiveInt
     batch_size: PositiveInt
     members: PositiveInt
-    loss: Literal["mse", "mae", "huber", "error_weighted", "dssim", "spectral", "aggregate"]
-    loss_on_cells: bool
+    loss: Literal["mse", "mae", "huber", "error_weighted", "cells", "dssim", "spectral", "aggregate"]
     total_variation_weight: Annotated[float, Field(ge=0)]
     optimiser: Literal["adam", "adamw"]
     learning_rate: Annotated[float, Field(gt=0)]
