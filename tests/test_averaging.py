@@ -73,7 +73,7 @@ def fitted(
     plans = prepare_plans(run, features)
     data = CropDataModule(features, plans, batch_size=run.trainer.batch_size, seed=run.seed, augment=True)
     task, watch = make_task(run, features, plans), Watch(die_after)
-    made = fitting._trainer
+    made = fitting.lightning_trainer
 
     def with_watch(run: RunConfig, callbacks: list[pl.Callback], folder: Path, **options: Any) -> pl.Trainer:
         return made(run, [watch, *callbacks], folder, **options)

@@ -301,7 +301,7 @@ MISTAKES = [
     one("model.strengths", [], "must hold 1 or more values", "model=ridge"),
     one("model.strengths", [0.1, 0.0], "greater than 0", "model=ridge", at="model.strengths[1]"),
     one("trainer.patience", 0, "greater than 0"),
-    one("trainer.loss", "rmse", "must be 'mse', 'mae', 'huber', 'error_weighted', 'cells', 'dssim', 'spectral' or 'aggregate'"),
+    one("trainer.loss", "rmse", "must be 'mse', 'mae', 'huber', 'error_weighted', 'cells',"),
     one("trainer.schedule", "step", "must be 'constant', 'cosine' or 'one_cycle'"),
     one("trainer.average", "mean", "must be 'none', 'ema' or 'swa'"),
     one("trainer.precision", "bf16", "must be '32-true', 'bf16-mixed' or '16-mixed'"),

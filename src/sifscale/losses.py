@@ -72,8 +72,8 @@ def aggregate(prediction: Tensor, coarse: Tensor, valid: Tensor, scored: Tensor,
     """Mean squared difference of block means and the coarse observation: learns without any fine truth.
 
     A prediction is averaged over the valid pixels of its `factor` x `factor` block, those that the observation was
-    made of. Each block counts as often as it has scored pixels. `coarse` is constant in each block, or a fine field whose
-    block means are compared (the loss `cells`). Weak supervision
+    made of. Each block counts as often as it has scored pixels. `coarse` is constant in each block, or, for the loss
+    `cells`, a fine field whose block means are compared. Weak supervision
     by area means: arXiv 2207.08022, arXiv 2502.01204. What a model learns from it is its own: one that reads the
     coarse field can copy it and is at 0.
     """
