@@ -52,7 +52,7 @@ def fit(
     keep = pl.callbacks.ModelCheckpoint(
         folder / "checkpoints",
         filename="best",
-        monitor=chosen_by if monitored else None,
+        monitor=chosen_by if monitored and run.trainer.keep == "best" else None,
         save_last=True,
         enable_version_counter=False,
     )

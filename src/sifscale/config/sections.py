@@ -194,6 +194,7 @@ class Trainer(Section):
     schedule: Literal["constant", "cosine", "one_cycle"]
     average: Literal["none", "ema", "swa"]
     average_decay: Annotated[float, Field(gt=0, lt=1)]
+    keep: Literal["best", "last"]
     patience: PositiveInt | None
     progress: bool
     memory_limit_mb: PositiveInt
