@@ -79,7 +79,7 @@ def fitted(
         return made(run, [watch, *callbacks], folder, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(fitting, "_trainer", with_watch)
+        patch.setattr(fitting, "lightning_trainer", with_watch)
         history = fitting.fit(run, task, data, folder, RunLog(None, ""))
     return run, task, watch, history
 

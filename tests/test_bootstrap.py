@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sifscale import fitting
+from sifscale import testing
 from sifscale.block_sums import BlockMap, BlockTally, block_map
 from sifscale.bootstrap import from_json, paired_difference, to_json
 from sifscale.crops import CropPlan
@@ -162,7 +162,7 @@ def test_a_run_keeps_sums_by_block_that_brute_force_finds(workplace: Workplace, 
     plans = prepare_plans(run, features)
     data = CropDataModule(features, plans, batch_size=4, seed=0, augment=False)
     task = make_task(run, features, plans)
-    fitting.test(run, task, data, tmp_path, RunLog(None, ""))
+    testing.test(run, task, data, None, tmp_path, RunLog(None, ""))
 
     values = json.loads((tmp_path / "test_block_sums.json").read_text())
     assert tuple(values["sums"]) == SUMS
