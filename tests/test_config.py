@@ -365,6 +365,15 @@ MISTAKES = [
     one("conservation_weight", 0.1, "must be block_mean", TABLE, "coarse.method=given", at="coarse.method"),
     one("trainer.loss", "aggregate", "must be block_mean", TABLE, "coarse.method=given", at="coarse.method"),
     one("trainer.loss", "aggregate", "which learns from it", "model=ridge"),
+    one("trainer.loss", "cells", "must not be cells where evaluation.cell_px is null"),
+    one("evaluation.cell_px", 3, "must divide the coarse block of 4 px"),
+    one("trainer.members", 3, "must be 1 for model.name=ridge, which is no network", "model=ridge"),
+    one("model.temperature", "lst", "must be one of features.bands", "model=lue"),
+    one("model.temperature", "ndvi", "not named twice", "model=lue"),
+    one("normalisation.method", "minmax", "must be zscore for model.name=lue", "model=lue"),
+    one("level", "fine", "which has no fine truth", TABLE),
+    one("coarse.factor", 8, "must be block_mean with factor 4", "level=fine", "crop.size=32", at="coarse"),
+    one("split.folds", "every", "must be all, or a fold from 0 to split.k - 1 = 4"),
     one("split.name", "samples", "must be time for model.name=persistence", "split=time", "model=persistence"),
 ]
 

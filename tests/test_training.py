@@ -210,3 +210,13 @@ def test_a_checkpoint_predicts_without_the_configuration(workplace: Workplace, u
     # a checkpoint does not keep the memory layout of weights, on which rounding depends
     assert found["rmse"] == pytest.approx(metrics(unbroken)["test/rmse"], rel=1e-7)
     assert np.isfinite(found["r2"])
+
+
+def test_the_last_epoch_is_tested_where_it_is_asked_for(workplace: Workplace, tmp_path: Path) -> None:
+    # a rate that grows past all use: the last epoch is not the best
+    words = ("trainer.keep=last", "trainer.epochs=4", "trainer.schedule=constant", "trainer.learning_rate=0.5")
+    folder = workplace.train(tmp_path, *words, "evaluation.details=false", "evaluation.ridge=null")
+    _, run = logged(workplace, folder)
+    assert run.data.metrics["best_epoch"] == 3
+    kept, last = (torch.load(folder / "checkpoints" / f"{n}.ckpt", weights_only=True) for n in ("best", "last"))
+    assert all(torch.equal(value, last["state_dict"][name]) for name, value in kept["state_dict"].items())
