@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from tqdm import tqdm
 from tqdm.dask import TqdmCallback
 
 from sifscale.cube import Cube
-from sifscale.whole import remove_leftovers, temporary
+from sifscale.whole import written_beside
 
 FORMATS = ("csv", "parquet", "netcdf", "cog")
 
@@ -65,7 +64,7 @@ def export_cube(cube: Cube, format: str, folder: Path) -> list[Path]:
             files += _write_cogs(dataset, cube, group, folder)
             continue
         path = folder / f"{window}_{group}{_SUFFIXES[format]}"
-        with _temporary(path) as partial:
+        with written_beside(path) as partial:
             if format == "netcdf":
                 _write_netcdf(dataset, cube, partial, path.name)
             else:
@@ -73,17 +72,6 @@ def export_cube(cube: Cube, format: str, folder: Path) -> list[Path]:
             os.replace(partial, path)
         files.append(path)
     return files
-
-
-@contextmanager
-def _temporary(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, to be renamed when the file is complete; what is left there goes."""
-    remove_leftovers(path)
-    partial = temporary(path)
-    try:
-        yield partial
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _crs(dataset: xr.Dataset) -> CRS | None:
@@ -215,7 +203,7 @@ def _write_cogs(dataset: xr.Dataset, cube: Cube, group: str, folder: Path) -> li
     # The mean of two classes is a third one.
     classes = any("flag_values" in band.attrs for band in dataset.data_vars.values())
     for sample, path in enumerate(tqdm(paths, desc=f"{group} cog", unit="file", disable=None)):
-        with _temporary(path) as plain, _temporary(path) as partial:
+        with written_beside(path) as plain, written_beside(path) as partial:
             _write_geotiff(dataset.isel(sample=sample), cube, plain)
             # GDAL makes a COG, whose overviews come first, only by copying; straight from memory would need it all.
             copy_raster(

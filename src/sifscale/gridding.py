@@ -53,13 +53,14 @@ def compute(part: Part) -> tuple[dict[str, NDArray[np.generic]], FloatBands, Tal
 
 def _soundings(part: Part, section: Soundings, tally: Tally) -> dict[str, NDArray[np.generic]]:
     grid, gridding, target = part.native, section.gridding, part.window.target
+    area = area_of(grid)
     sums = FootprintSums(grid, gridding.method, gridding.subpixels)
     # Shares alone say how much of a cell was seen, whatever weighs in its mean.
     shares = FootprintSums(grid, gridding.method, gridding.subpixels) if gridding.error_weighted else sums
     quality = Quality(**section.quality.model_dump())
     for info in part.soundings:
         try:
-            granule = SOUNDING_READERS[section.product].read(info.path, section, area_of(grid))
+            granule = SOUNDING_READERS[section.product].read(info.path, section, area)
         except SourceError as error:
             _leave_out(part, info.path, error, tally)
             continue

@@ -28,7 +28,7 @@ from sifscale.config import CompareConfig, Study, Tracking
 from sifscale.metrics import pooled
 from sifscale.report import Outcome
 from sifscale.tracking import artifact_json, client
-from sifscale.whole import remove_leftovers, take_name, temporary
+from sifscale.whole import take_name, written_beside
 
 START = re.compile(rb"<!-- results: ([\w.-]+) -->\s*")
 END = re.compile(rb"<!-- end of results -->\s*")
@@ -289,11 +289,7 @@ def _count(number: int, noun: str) -> str:
 def _write(path: Path, content: bytes) -> None:
     """Replace a file, behind whatever link and with the permissions it had."""
     path = path.resolve()
-    remove_leftovers(path)
-    partial = temporary(path)
-    try:
+    with written_beside(path) as partial:
         partial.write_bytes(content)
         shutil.copymode(path, partial)
         take_name(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

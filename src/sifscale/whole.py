@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 log = logging.getLogger(__name__)
@@ -17,6 +19,17 @@ PARTIAL, REPLACED = "partial", "replaced"
 def temporary(path: Path, kind: str = PARTIAL) -> Path:
     """A hidden name beside `path` that tells which process made it."""
     return path.with_name(f".{path.name}.{os.getpid()}.{uuid.uuid4().hex}.{kind}")
+
+
+@contextmanager
+def written_beside(path: Path) -> Iterator[Path]:
+    """A temporary name beside the file `path`, to be renamed when it is complete; what is left there goes."""
+    remove_leftovers(path)
+    partial = temporary(path)
+    try:
+        yield partial
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def take_name(partial: Path, path: Path) -> None:
