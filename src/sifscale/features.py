@@ -91,8 +91,9 @@ def build(
     On the native grid, where the target is ``target`` and coarse its block mean; or, with ``truth``, on the fine grid,
     where that band is the target and coarse is native ``target`` (DESIGN, section 4: application).
     """
-    native = _observed(cube.native, target)
-    finer = None if cube.fine is None else cube.fine.isel(sample=_observed_samples(cube.native, target))
+    samples = _observed_samples(cube.native, target)
+    native = cube.native.isel(sample=samples)
+    finer = None if cube.fine is None else cube.fine.isel(sample=samples)
     if truth:
         native, finer = _application(native, finer, truth, target, coarse), None
     _check_bands(cube.path, native, features, coarse, target)
@@ -155,17 +156,13 @@ def _spread(field: da.Array, factor: int, shape: tuple[int, int]) -> da.Array:
 
 
 def _observed_samples(native: xr.Dataset, target: str) -> NDArray[np.intp]:
-    return np.flatnonzero(native[target].notnull().any(("y", "x")).values)
-
-
-def _observed(native: xr.Dataset, target: str) -> xr.Dataset:
     """The samples with any target: in winter a composite may have no sounding, and a patch may be all cloud."""
-    observed, samples = _observed_samples(native, target), native.sizes["sample"]
+    observed, samples = np.flatnonzero(native[target].notnull().any(("y", "x")).values), native.sizes["sample"]
     if not len(observed):
         raise ConfigError([f"window: no sample of the cube has any {target} (found {samples} samples)"])
     if len(observed) < samples:
         log.warning("%d of %d samples have no %s and are left out", samples - len(observed), samples, target)
-    return native.isel(sample=observed)
+    return observed
 
 
 def _weight(native: xr.Dataset, target: str) -> da.Array:
