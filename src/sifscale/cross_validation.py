@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from sifscale import report, run_figures
 from sifscale.config import BlocksSplit, PlacesSplit, RunConfig
 from sifscale.evaluation import BlockScores, Fields, GroupSums
-from sifscale.metrics import Sums, pooled
+from sifscale.metrics import merged, pooled
 from sifscale.noise_floor import NoiseFloor
 from sifscale.resuming import resumed_run_id, run_folder
 from sifscale.testing import VIEWS, Tested, pixel_km, show, test_metrics, write
@@ -82,27 +82,20 @@ def pool(folds: Sequence[Tested]) -> Tested:
     """Sums of all folds added, their fields put together: each pixel as the fold that tested it predicts it."""
     views: dict[str, BlockScores] = {}
     groups: GroupSums = {}
-    for tested in folds:
-        for view, by_name in tested.views.items():
-            for name, by_block in by_name.items():
-                _add(views.setdefault(view, {}).setdefault(name, {}), by_block)
-        for kind, by_group in tested.groups.items():
-            for group, of_group in by_group.items():
-                _add(groups.setdefault(kind, {}).setdefault(group, {}), of_group)
-    sums: dict[str, Sums] = {}
     fields: Fields = {}
     for tested in folds:
-        _add(sums, tested.sums)
+        for view, by_name in tested.views.items():
+            total = views.setdefault(view, {})
+            total |= {name: merged([total.get(name, {}), by_block]) for name, by_block in by_name.items()}
+        for kind, by_group in tested.groups.items():
+            of_kind = groups.setdefault(kind, {})
+            of_kind |= {group: merged([of_kind.get(group, {}), of_group]) for group, of_group in by_group.items()}
         for name, field in tested.fields.items():
             fields[name] = np.where(np.isfinite(field), field, fields.get(name, field))
+    sums = merged(tested.sums for tested in folds)
     names = folds[0].structure
     structure = {name: sum((t.structure[name] for t in folds[1:]), start=names[name]) for name in names}
     return Tested(views, sums, _floor(folds), fields, groups, structure)
-
-
-def _add(total: dict[str, Sums], more: Mapping[str, Sums]) -> None:
-    for name, sums in more.items():
-        total[name] = total[name] + sums if name in total else sums
 
 
 def _floor(folds: Sequence[Tested]) -> NoiseFloor | None:

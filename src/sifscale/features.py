@@ -171,7 +171,9 @@ def _weight(native: xr.Dataset, target: str) -> da.Array:
     Without the second term a few precise pixels would outweigh all others. A pixel of unknown error counts as one of
     the median error; where no error is known, all count 1.
     """
-    error = _lazy(native[f"{target}_error"]) if f"{target}_error" in native else da.zeros_like(_lazy(native[target]))
+    if f"{target}_error" not in native:
+        return da.ones_like(_lazy(native[target]))
+    error = _lazy(native[f"{target}_error"])
     known = error.compute()
     known = known[np.isfinite(known) & (known > 0)]
     if not known.size:

@@ -5,7 +5,7 @@ An R2 averaged over batches is wrong: each batch would be measured against its o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -111,6 +111,15 @@ def scores(sums: Tensor) -> dict[str, Tensor]:
 def pooled(blocks: Mapping[str, Sums]) -> Sums:
     """Sums of all blocks together."""
     return sum(blocks.values(), start=Sums.zero())
+
+
+def merged(parts: Iterable[Mapping[str, Sums]]) -> dict[str, Sums]:
+    """Sums by name (of a block, of a prediction) of all parts together; those that several parts have are added."""
+    total: dict[str, Sums] = {}
+    for part in parts:
+        for name, sums in part.items():
+            total[name] = total[name] + sums if name in total else sums
+    return total
 
 
 def on_cells(

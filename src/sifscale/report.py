@@ -12,7 +12,7 @@ from rich.table import Table
 
 from sifscale.bootstrap import BlockSums, Difference, paired_difference
 from sifscale.config import Study
-from sifscale.metrics import Sums, skill
+from sifscale.metrics import Sums, merged, pooled, skill
 from sifscale.noise_floor import describe
 
 
@@ -120,23 +120,14 @@ def _noise(runs: Sequence[Outcome]) -> dict[str, float]:
 
 def _beyond(runs: Sequence[Outcome], baseline: Sequence[Outcome]) -> dict[str, object]:
     """RMSE less that of the baseline, its interval, and skill over it; why not, where they cannot be compared."""
-    ours, theirs = _merged(runs), _merged(baseline)
+    ours, theirs = (merged(run.blocks for run in of_arm) for of_arm in (runs, baseline))
     try:
         found = paired_difference(ours, theirs)
     except ValueError as error:
         return {"baseline_fault": str(error)}
-    rmse, reference = (sum(blocks.values(), start=Sums.zero()).finish()["rmse"] for blocks in (ours, theirs))
+    rmse, reference = (pooled(blocks).finish()["rmse"] for blocks in (ours, theirs))
     numbers = {f"baseline_{name}": value for name, value in asdict(found).items()}
     return {**numbers, "baseline_skill": skill(rmse, reference)}
-
-
-def _merged(runs: Sequence[Outcome]) -> dict[str, Sums]:
-    """Blocks of all folds together; those that several runs have are added."""
-    merged: dict[str, Sums] = {}
-    for run in runs:
-        for block, sums in run.blocks.items():
-            merged[block] = merged[block] + sums if block in merged else sums
-    return merged
 
 
 def study_table(study: Study, rows: Sequence[Mapping[str, object]], units: str) -> Table:

@@ -27,7 +27,7 @@ from sifscale import bootstrap, report
 from sifscale.config import CompareConfig, Study, Tracking
 from sifscale.metrics import pooled
 from sifscale.report import Outcome
-from sifscale.tracking import artifact_json, client
+from sifscale.tracking import artifact_json, client, finished
 from sifscale.whole import take_name, written_beside
 
 START = re.compile(rb"<!-- results: ([\w.-]+) -->\s*")
@@ -176,19 +176,8 @@ def _newest_runs(study: str, tracking: Tracking) -> list[Run]:
 
 def _finished_runs(study: str, tracking: Tracking) -> list[Run]:
     """All finished and tested runs of a study, oldest first; sweeps' parents test nothing."""
-    mlflow = client(tracking)
-    experiment = mlflow.get_experiment_by_name(tracking.experiment)
-    if experiment is None:
-        return []
-    chosen = f"tags.study = '{study}' and attributes.status = 'FINISHED'"
-    runs: list[Run] = []
-    token: str | None = None
-    while True:
-        page = mlflow.search_runs([experiment.experiment_id], chosen, page_token=token)
-        runs += [run for run in page if SUMS in _artifacts(mlflow, run)]
-        token = page.token
-        if not token:
-            return sorted(runs, key=_age)
+    mlflow, runs = client(tracking), finished(tracking, f"tags.study = '{study}'")
+    return sorted((run for run in runs if SUMS in _artifacts(mlflow, run)), key=_age)
 
 
 def _artifacts(mlflow: MlflowClient, run: Run) -> set[str]:

@@ -21,6 +21,7 @@ from sifscale.models import parameter_count
 from sifscale.structure import Structure
 from sifscale.task import REFERENCES, DownscalingTask
 from sifscale.tracking import RunLog, is_main_process
+from sifscale.whole import take_name, written_beside
 
 LARGEST_TILE_PX = 64  # of power spectra; waves longer than that are in the coarse field anyway
 VIEWS = {"test": "pixels", "cells": "cells", "truth": "fine pixels against the truth"}
@@ -28,10 +29,11 @@ VIEWS = {"test": "pixels", "cells": "cells", "truth": "fine pixels against the t
 
 @dataclass(frozen=True)
 class Tested:
-    """What a test found. views: sums by view (``VIEWS``), prediction and block; the rest under ``honest`` only.
+    """What a test found.
 
-    coarse, coarse_raw: block means of the prediction against the coarse observation, after and before conservation.
-    fields: predictions on the grid of the target.
+    views: sums by view (``VIEWS``), prediction and block. sums: those that the task kept itself
+    (``DownscalingTask.test_sums``). Under ``honest`` only: fields, predictions on the grid of the target; groups,
+    structure.
     """
 
     views: dict[str, BlockScores]
@@ -56,7 +58,7 @@ def test(
     """
     ridge = _ridge(run, task, data)
     views: dict[str, BlockScores] = {}
-    views["test"], fields = _predict(run, task, ridge, data, folder, zoom(run, run.level))
+    views["test"], fields = _predict(run, task, ridge, data, folder, run.finer_by(run.level))
     sums = task.test_sums()
     tested = Tested(views, sums, _noise_floor(data), fields)
     if data.plans.parts is not None and run.protocol == "honest":
@@ -64,7 +66,7 @@ def test(
     if run.level == "fine":
         views["truth"] = views["test"]
     elif fine is not None:
-        views["truth"], _ = _predict(run, task, ridge, fine, folder, zoom(run, "fine"))
+        views["truth"], _ = _predict(run, task, ridge, fine, folder, run.finer_by("fine"))
     metrics = test_metrics(tested, pixel_km(run)) | {"perf/parameters": float(parameter_count(task.model))}
     if run.protocol == "legacy":
         metrics["test/r2_positions"] = sums["model"].r2_positions()
@@ -75,11 +77,6 @@ def test(
     return metrics, tested
 
 
-def zoom(run: RunConfig, level: str) -> int:
-    """By how much the grid of the target is finer than the native one."""
-    return run.window.grid.fine_factor if level == "fine" and isinstance(run.window, GriddedWindow) else 1
-
-
 def pixel_km(run: RunConfig) -> float | None:
     """Edge of a pixel of the target in km, where the configuration tells it."""
     window = run.window
@@ -87,7 +84,7 @@ def pixel_km(run: RunConfig) -> float | None:
         return window.pixel_m / 1000
     if not isinstance(window, GriddedWindow) or window.grid.pixel < 10:  # degrees
         return None
-    return window.grid.pixel / 1000 / zoom(run, run.level)
+    return window.grid.pixel / 1000 / run.finer_by(run.level)
 
 
 def test_metrics(tested: Tested, pixel_km: float | None) -> dict[str, float]:
@@ -97,8 +94,8 @@ def test_metrics(tested: Tested, pixel_km: float | None) -> dict[str, float]:
     for view, blocks in tested.views.items():
         found = _view_metrics(blocks, sums if view == "test" else {})
         metrics |= {f"{view}/{name}": value for name, value in found.items()}
-    for key in ("coarse", "coarse_raw"):
-        metrics[f"test/{key}_rmse" if key == "coarse" else "test/coarse_rmse_raw"] = sums[key].finish()["rmse"]
+    for name, key in (("coarse_rmse", "coarse"), ("coarse_rmse_raw", "coarse_raw")):
+        metrics[f"test/{name}"] = sums[key].finish()["rmse"]
     if tested.structure:
         structure = tested.structure["model"].finish(pixel_km)
         metrics |= {f"test/{name}": value for name, value in structure.items() if np.isfinite(value)}
@@ -138,8 +135,11 @@ def write(tested: Tested, metrics: Mapping[str, float], folder: Path, tracker: R
         }
         files["structure"] = {name: structure.to_dict() for name, structure in tested.structure.items()}
     for name, values in files.items():
-        _write_json(folder / f"{name}.json", values)
-        tracker.artifact(folder / f"{name}.json")
+        path = folder / f"{name}.json"
+        with written_beside(path) as partial:
+            partial.write_text(json.dumps(values, indent=1))
+            take_name(partial, path)
+        tracker.artifact(path)
 
 
 def show(label: str, title: str, tested: Tested, metrics: Mapping[str, float], units: str) -> None:
@@ -203,13 +203,13 @@ def _with_details(run: RunConfig, tested: Tested, data: CropDataModule) -> Teste
     assert parts is not None
     if run.evaluation.cell_px:
         cell = run.evaluation.cell_px, run.evaluation.cell_min_valid
-        blocks = _blocks(run, data, zoom(run, run.level))
+        blocks = _blocks(run, data, run.finer_by(run.level))
         cells = by_cell(tested.fields, np.asarray(features.target), blocks, *cell)
         if cells:
             tested.views["cells"] = cells
     if not run.evaluation.details:
         return tested
-    edge = zoom(run, run.level) * min(run.split.block) if isinstance(run.split, BlocksSplit) else min(features.shape)
+    edge = run.finer_by(run.level) * min(run.split.block) if isinstance(run.split, BlocksSplit) else min(features.shape)
     tile_px = min(edge, LARGEST_TILE_PX) // 2 * 2
     return replace(
         tested,
@@ -239,9 +239,3 @@ def _noise_floor(data: CropDataModule) -> noise_floor.NoiseFloor | None:
     return noise_floor.estimate(
         np.asarray(features.target), observed, scored, features.block_px, together=together
     )
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(values, indent=1))
-    temporary.replace(path)

@@ -191,9 +191,16 @@ def end_parent(tracking: Tracking, parent: str, *, failed: bool) -> None:
 
 def children(tracking: Tracking, parent: str) -> list[Run]:
     """Finished runs of a sweep, oldest first."""
+    return finished(tracking, f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}'")
+
+
+def finished(tracking: Tracking, condition: str) -> list[Run]:
+    """Finished runs of the experiment that meet a condition of MLflow search, oldest first; none without experiment."""
     mlflow = client(tracking)
-    chosen = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' and attributes.status = 'FINISHED'"
-    ids = [experiment_id(mlflow, tracking)]
+    experiment = mlflow.get_experiment_by_name(tracking.experiment)
+    if experiment is None:
+        return []
+    ids, chosen = [experiment.experiment_id], f"{condition} and attributes.status = 'FINISHED'"
     runs: list[Run] = []
     token: str | None = None
     while True:

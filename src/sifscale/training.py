@@ -27,7 +27,7 @@ from sifscale.models.persistence import with_other_composite
 from sifscale.resuming import resumed_run_id
 from sifscale.splits import TEST, make_split, padded
 from sifscale.task import DownscalingTask, Optimisation, TaskSpec
-from sifscale.testing import Tested, test, zoom
+from sifscale.testing import Tested, test
 from sifscale.tracking import RunLog, git_commit, is_main_process, run_log
 from sifscale.windows import open_or_build
 
@@ -108,7 +108,7 @@ def prepare_plans(run: RunConfig, features: FeatureCube) -> Plans:
 def make_parts(run: RunConfig, features: FeatureCube) -> np.ndarray[Any, np.dtype[np.int8]]:
     """Parts of the split on the grid of the features (sample, y, x), which is the same map on any grid."""
     assert not isinstance(run.split, LegacySplit)
-    finer = zoom(run, run.level)
+    finer = run.finer_by(run.level)
     shape = features.shape[0] // finer, features.shape[1] // finer
     parts = make_split(run.split, shape, features.places, features.times, run.seed)
     return padded(parts.repeat(finer, axis=1).repeat(finer, axis=2), features.coarse.shape[1:])
@@ -118,7 +118,7 @@ def application(run: RunConfig, cube: Cube, names: list[str]) -> CropDataModule 
     """The test part on the fine grid, where a simulation knows the truth: what the model is for; else None."""
     if not run.window.truth or run.level == "fine" or run.protocol == "legacy":
         return None
-    if run.coarse.block_px != zoom(run, "fine") or isinstance(run.model, PersistenceConfig):
+    if run.coarse.block_px != run.finer_by("fine") or isinstance(run.model, PersistenceConfig):
         log.info("no scores against %s: the model does not work on the fine grid", run.window.truth)
         return None
     fine = run.model_copy(update={"level": "fine"})

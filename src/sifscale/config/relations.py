@@ -58,7 +58,7 @@ def _crop_faults(run: RunConfig) -> list[str]:
     if isinstance(run.crop, SlidingCrop) and run.crop.stride % run.coarse.block_px:
         factor, stride = run.coarse.factor, run.crop.stride
         faults.append(f"crop.stride: must be a multiple of coarse.factor = {factor} (found {stride})")
-    finer = run.window.grid.fine_factor if run.level == "fine" and isinstance(run.window, GriddedWindow) else 1
+    finer = run.finer_by(run.level)
     if isinstance(run.split, BlocksSplit) and size > finer * min(run.split.block):
         faults.append(
             f"crop.size: must not exceed the block, split.block = {list(run.split.block)} (found {size})"

@@ -23,7 +23,7 @@ from sifscale.config.model_sections import (
     UNetConfig,
 )
 from sifscale.config.types import Bands, Odd, PositiveInt, Section, Share, distinct
-from sifscale.config.window_sections import OsseWindow, PatchWindow, SatelliteWindow, TableWindow
+from sifscale.config.window_sections import GriddedWindow, OsseWindow, PatchWindow, SatelliteWindow, TableWindow
 
 LBP_ENCODINGS = {
     "default": ("bits", "scaled"),
@@ -293,6 +293,10 @@ class RunConfig(BuildConfig):
     trainer: Trainer
     evaluation: Evaluation
     tracking: Tracking
+
+    def finer_by(self, level: Literal["native", "fine"]) -> int:
+        """By how much the grid of the target is finer than the native one, where that level is learned or tested."""
+        return self.window.grid.fine_factor if level == "fine" and isinstance(self.window, GriddedWindow) else 1
 
     @property
     def label(self) -> str:
