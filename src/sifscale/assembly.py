@@ -16,6 +16,7 @@ import xarray as xr
 from sifscale import composites, gridding
 from sifscale.config import Dask, GriddedWindow
 from sifscale.cube import PartialCube, new_cube
+from sifscale.footprint_weights import FOOTPRINT_WEIGHTS
 from sifscale.grid import Grid
 from sifscale.inventory import relative_name, take_stock
 from sifscale.parallel import run_all
@@ -38,6 +39,8 @@ def build_gridded(
     fine_bands = composites.fine_bands(window, raw)
     has_fine = bool(fine_bands) and window.grid.fine_factor > 1
     native = _layout(composites.native_bands(window, raw), native_grid, periods, window)
+    if window.footprint_weights:
+        native = _with_footprint_weights(native, window.footprint_weights, window.grid.fine_factor)
     fine = _layout(fine_bands, fine_grid, periods, window) if has_fine else None
     part_px = window.tile_px if has_fine else window.tile_px // window.grid.fine_factor
     hashes = stock.hashes | composites.layer_hashes(window, raw)
@@ -67,6 +70,13 @@ def build_gridded(
     for subject, counts in (("soundings", tally.soundings), ("MODIS pixels", tally.pixels)):
         if counts:
             log.info("%s: %s", subject, _counts(counts))
+    if window.footprint_weights:
+        log.info(
+            "footprint weights: %.2f %% of the mean cell's footprints lie beyond %d native cells around it, or beyond "
+            "the window, and are left out",
+            100 * tally.lost_share / tally.target_cells,
+            window.footprint_weights,
+        )
     if tally.missing_tiles:
         log.warning("no MODIS granule for tile %s", ", ".join(sorted(tally.missing_tiles)))
     return hashes, tally.faults
@@ -120,3 +130,15 @@ def _layout(
             "place": ("sample", np.array([window.place] * len(periods), dtype=object), {"long_name": "place"}),
         },
     )
+
+
+def _with_footprint_weights(native: xr.Dataset, radius: int, factor: int) -> xr.Dataset:
+    """The native layout with weights (sample, y, x, ky, kx) of the fine pixels around each cell."""
+    support_px = (2 * radius + 1) * factor
+    shape = (*(native.sizes[axis] for axis in ("sample", "y", "x")), support_px, support_px)
+    empty = da.full(shape, np.nan, dtype="float32", chunks=(1, *shape[1:]))
+    attrs = {
+        "units": "1",
+        "long_name": "weight of each fine pixel around the cell in its observation, from the footprints",
+    }
+    return native.assign({FOOTPRINT_WEIGHTS: (("sample", "y", "x", "ky", "kx"), empty, attrs)})

@@ -76,6 +76,7 @@ class Tally:
     missing_tiles: set[str] = field(default_factory=set)
     files: int = 0  # read
     target_cells: int = 0  # with a value
+    lost_share: float = 0.0  # of their footprints, beyond the footprint weights; the sum over target_cells
 
     def add(self, other: Tally) -> None:
         """Take in what another part counted."""
@@ -85,6 +86,7 @@ class Tally:
         self.missing_tiles |= other.missing_tiles
         self.files += other.files
         self.target_cells += other.target_cells
+        self.lost_share += other.lost_share
 
 
 def periods(section: PeriodSection) -> list[Period]:

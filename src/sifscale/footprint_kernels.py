@@ -284,6 +284,50 @@ def add_band(
 
 
 @_compiled
+def add_weights_band(
+    native: Quads,
+    fine: Quads,
+    members: Integers,
+    weight: Floats,
+    kind: tuple[int, int],
+    band: tuple[int, int],
+    sizes: tuple[int, int],
+    factor: int,
+    sums: Floats,
+    total: Floats,
+) -> None:
+    """Add footprints `members`, prepared on both grids, to the rows of a band of sums (height, width, k, k).
+
+    Each adds weight x share x (share of its area in each fine pixel) to the pixels about every native cell that it
+    meets; total (height, width) gets weight x share alone, so that it says what lies beyond the k x k pixels.
+    """
+    cells, pixels, support = np.zeros(sizes[0]), np.zeros(sizes[1]), sums.shape[2]
+    margin = (support - factor) // 2
+    for i in members:
+        row0, row1, column0, column1 = native[2][i, 0], native[2][i, 1], native[2][i, 2], native[2][i, 3]
+        first_y, end_y, first_x, end_x = fine[2][i, 0], fine[2][i, 1], fine[2][i, 2], fine[2][i, 3]
+        if first_y == end_y:
+            continue  # a point on the outer border, of no fine pixel
+        scale = weight[i] / _cover(native, i, kind[0], kind[1], cells)
+        whole = _cover(fine, i, EXACT, 0, pixels)
+        stride, stride_px = column1 - column0 + 1, end_x - first_x + 1
+        for row in range(max(row0, band[0]), min(row1, band[1])):
+            top = row * factor - margin
+            for column in range(max(column0, 0), min(column1, sums.shape[1])):
+                w = cells[(row - row0) * stride + column - column0] * scale
+                if w == 0:
+                    continue
+                total[row, column] += w
+                left = column * factor - margin
+                for y in range(max(first_y, top), min(end_y, top + support)):
+                    first = (y - first_y) * stride_px - first_x
+                    for x in range(max(first_x, left), min(end_x, left + support)):
+                        sums[row, column, y - top, x - left] += w * pixels[first + x] / whole
+        cells[: (row1 - row0) * stride] = 0.0
+        pixels[: (end_y - first_y) * stride_px] = 0.0
+
+
+@_compiled
 def list_overlaps(quads: Quads, shape: tuple[int, int], size: int, index: Integers, areas: Floats) -> int:
     """Number of overlaps; where there is room for them, index (3, number) footprint, row, column, and areas."""
     windows, cells, found = quads[2], np.zeros(size), 0

@@ -23,7 +23,7 @@ METHODS = ("exact", "centre", "subpixel")
 
 _BAND_PX = 64
 # What is prepared at once stays below 30 MB, however large the granule.
-_CHUNK = 1 << 18
+CHUNK = 1 << 18
 # Distance of the mean of projected corners from the projected mean, over the extent of the footprint: about 0.001
 # for one of 7 km, at least 1/3 for one with a corner on the other side of the map.
 _TORN = 0.2
@@ -40,7 +40,7 @@ def project_corners(longitude: ArrayLike, latitude: ArrayLike, grid: Grid) -> tu
     projection's own dateline). Raises ValueError for other shapes and a CRS that PROJ does not know.
     """
     longitude, latitude = np.array(longitude, np.float64), np.array(latitude, np.float64)
-    _check_corners(longitude, latitude)
+    check_corners(longitude, latitude)
     try:
         crs = CRS.from_user_input(grid.crs)
     except CRSError as error:
@@ -83,12 +83,7 @@ class FootprintSums:
     """
 
     def __init__(self, grid: Grid, method: str = "exact", subpixels: int = 10, threads: int = 1) -> None:
-        if method not in METHODS:
-            raise ValueError(f"unknown gridding method {method!r}; use {', '.join(METHODS)}")
-        if subpixels < 1 or threads < 1:
-            raise ValueError(f"subpixels and threads must be at least 1, found {subpixels} and {threads}")
-        kind = {"exact": kernels.EXACT, "centre": kernels.CENTRE, "subpixel": kernels.SUBPIXEL}[method]
-        self._grid, self._kind, self._threads = grid, (kind, subpixels), threads
+        self._grid, self._kind, self._threads = grid, kind_of(method, subpixels, threads), threads
         # One cell's sums side by side: sum w, sum w v, sum (w e)^2, number. They share a cache line.
         self._sums = np.zeros((grid.height, grid.width, 4))
 
@@ -103,26 +98,21 @@ class FootprintSums:
         box spans more than 1e7 cells.
         """
         x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-        _check_corners(x, y)
+        check_corners(x, y)
         data = _sounding_data(len(x), value, error, weight)
-        _check_footprints(self._grid, x, y)
-        for first in range(0, len(x), _CHUNK):
-            chunk = slice(first, first + _CHUNK)
+        check_footprints(self._grid, x, y)
+        for first in range(0, len(x), CHUNK):
+            chunk = slice(first, first + CHUNK)
             self._add_chunk(x[chunk], y[chunk], data[chunk])
 
     def _add_chunk(self, x: Floats, y: Floats, data: Floats) -> None:
-        quads = _prepare(self._grid, x, y, self._threads)
-        height = self._grid.height
-        size = _buffer_size(quads)
-        starts = np.zeros(-(-height // _BAND_PX) + 1, np.int64)
-        members = kernels.list_bands(quads[2], height, _BAND_PX, starts)
+        quads = prepare(self._grid, x, y, self._threads)
+        size = buffer_size(quads)
 
-        def add_band(band: int) -> None:
-            rows = (band * _BAND_PX, min((band + 1) * _BAND_PX, height))
-            mine = members[starts[band] : starts[band + 1]]
-            kernels.add_band(quads, mine, data, self._kind, rows, size, self._sums)
+        def add_band(rows: tuple[int, int], members: Integers) -> None:
+            kernels.add_band(quads, members, data, self._kind, rows, size, self._sums)
 
-        _for_each(add_band, np.flatnonzero(np.diff(starts)).tolist(), self._threads)
+        for_each_band(add_band, quads, self._grid.height, self._threads)
 
     def finish(self) -> dict[str, NDArray[np.float64] | NDArray[np.int32]]:
         """Fields (height, width): mean = sum(w v) / sum(w), error = sqrt(sum((w e)^2)) / sum(w), weight = sum(w),
@@ -142,6 +132,15 @@ class FootprintSums:
         }
 
 
+def kind_of(method: str, subpixels: int, threads: int) -> tuple[int, int]:
+    """Method and subpixels as the kernels want them; ValueError for an unknown method and for numbers below 1."""
+    if method not in METHODS:
+        raise ValueError(f"unknown gridding method {method!r}; use {', '.join(METHODS)}")
+    if subpixels < 1 or threads < 1:
+        raise ValueError(f"subpixels and threads must be at least 1, found {subpixels} and {threads}")
+    return {"exact": kernels.EXACT, "centre": kernels.CENTRE, "subpixel": kernels.SUBPIXEL}[method], subpixels
+
+
 def overlap_areas(grid: Grid, x: ArrayLike, y: ArrayLike) -> tuple[Integers, Integers, Integers, Floats]:
     """Footprint, row, column and area, each (overlaps,), of every overlap of a footprint with a cell of the grid.
 
@@ -149,10 +148,10 @@ def overlap_areas(grid: Grid, x: ArrayLike, y: ArrayLike) -> tuple[Integers, Int
     footprint without an area has no overlap. Raises ValueError as `FootprintSums.add` does.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    _check_corners(x, y)
-    _check_footprints(grid, x, y)
-    quads = _prepare(grid, x, y)
-    size, shape = _buffer_size(quads), (grid.height, grid.width)
+    check_corners(x, y)
+    check_footprints(grid, x, y)
+    quads = prepare(grid, x, y)
+    size, shape = buffer_size(quads), (grid.height, grid.width)
     number = kernels.list_overlaps(quads, shape, size, np.empty((3, 0), np.int64), np.empty(0))
     index, areas = np.empty((3, number), np.int64), np.empty(number)
     kernels.list_overlaps(quads, shape, size, index, areas)
@@ -169,24 +168,25 @@ def footprint_means(grid: Grid, field: ArrayLike, x: ArrayLike, y: ArrayLike) ->
     if field.shape != (grid.height, grid.width):
         raise ValueError(f"the field has shape {field.shape}, the grid {(grid.height, grid.width)}; give both alike")
     all_x, all_y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    _check_corners(all_x, all_y)
+    check_corners(all_x, all_y)
     known = (np.isfinite(all_x) & np.isfinite(all_y)).all(axis=1)
     known_x, known_y = all_x[known], all_y[known]
-    _check_footprints(grid, known_x, known_y)
-    quads = _prepare(grid, known_x, known_y)
+    check_footprints(grid, known_x, known_y)
+    quads = prepare(grid, known_x, known_y)
     result = np.full(len(all_x), np.nan)
-    result[known] = kernels.means(quads, _buffer_size(quads), field)
+    result[known] = kernels.means(quads, buffer_size(quads), field)
     return result
 
 
-def _prepare(grid: Grid, x: Floats, y: Floats, threads: int = 1) -> Quads:
+def prepare(grid: Grid, x: Floats, y: Floats, threads: int = 1) -> Quads:
+    """Checked corners (n, 4) as the kernels want them, by `threads` threads."""
     quads = (np.empty((len(x), 8)), np.empty(len(x)), np.empty((len(x), 4), np.int64))
 
-    def prepare(part: slice) -> None:
+    def prepare_part(part: slice) -> None:
         kernels.prepare(x[part], y[part], *_geometry(grid), (quads[0][part], quads[1][part], quads[2][part]))
 
     step = max(1, -(-len(x) // threads))
-    _for_each(prepare, [slice(first, first + step) for first in range(0, len(x), step)], threads)
+    for_each(prepare_part, [slice(first, first + step) for first in range(0, len(x), step)], threads)
     return quads
 
 
@@ -195,19 +195,37 @@ def _geometry(grid: Grid) -> tuple[kernels.Four, tuple[int, int]]:
     return (float(grid.west), float(grid.north), float(grid.dx), float(grid.dy)), (grid.height, grid.width)
 
 
-def _buffer_size(quads: Quads) -> int:
+def buffer_size(quads: Quads) -> int:
     """Cells of the largest window, with a column to spare."""
     row0, row1, column0, column1 = quads[2].T
     return int(((row1 - row0) * (column1 - column0 + 1)).max(initial=1))
 
 
-def _for_each(function: Callable[[_Item], None], items: Sequence[_Item], threads: int) -> None:
+def for_each(function: Callable[[_Item], None], items: Sequence[_Item], threads: int) -> None:
+    """Call `function` with each item, in `threads` threads; raises what it raises."""
     if threads == 1:
         for item in items:
             function(item)
         return
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(function, items))  # The list raises what a thread raised.
+
+
+def for_each_band(
+    function: Callable[[tuple[int, int], Integers], None], quads: Quads, height: int, threads: int
+) -> None:
+    """Call `function` with first and end row of each band of rows and the footprints that touch it, in input order.
+
+    Who writes to the rows of its band alone adds the same numbers in the same order in any number of threads.
+    """
+    starts = np.zeros(-(-height // _BAND_PX) + 1, np.int64)
+    members = kernels.list_bands(quads[2], height, _BAND_PX, starts)
+
+    def call(band: int) -> None:
+        rows = (band * _BAND_PX, min((band + 1) * _BAND_PX, height))
+        function(rows, members[starts[band] : starts[band + 1]])
+
+    for_each(call, np.flatnonzero(np.diff(starts)).tolist(), threads)
 
 
 def _sounding_data(number: int, value: ArrayLike, error: ArrayLike, weight: ArrayLike | None) -> Floats:
@@ -234,12 +252,14 @@ def _sounding_data(number: int, value: ArrayLike, error: ArrayLike, weight: Arra
     return data
 
 
-def _check_corners(first: Floats, second: Floats) -> None:
+def check_corners(first: Floats, second: Floats) -> None:
+    """Raise ValueError unless both coordinates have shape (n, 4)."""
     if first.ndim != 2 or first.shape[1] != 4 or first.shape != second.shape:
         raise ValueError(f"corners have shapes {first.shape} and {second.shape}; give (n, 4) for both coordinates")
 
 
-def _check_footprints(grid: Grid, x: Floats, y: Floats) -> None:
+def check_footprints(grid: Grid, x: Floats, y: Floats) -> None:
+    """Raise ValueError for the first footprint that is not finite or spans too many cells."""
     i = kernels.first_faulty(x, y, *_geometry(grid))
     if i < 0:
         return

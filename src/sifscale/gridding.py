@@ -12,6 +12,7 @@ from pyproj import CRS, Transformer
 
 from sifscale.composites import Part, Tally, grids, in_native, layer_path, read_layer
 from sifscale.config import Layer, Resampling, Soundings, Vegetation, VegetationBand
+from sifscale.footprint_weights import FOOTPRINT_WEIGHTS, FootprintWeights
 from sifscale.footprints import FootprintSums, project_corners
 from sifscale.grid import Grid, block_mean
 from sifscale.inventory import SOUNDING_READERS, relative_name
@@ -31,6 +32,7 @@ CATEGORIES = ("vi_quality", "pixel_reliability", "day_of_year")  # MOD13 layers 
 def compute(part: Part) -> tuple[dict[str, NDArray[np.generic]], FloatBands, Tally]:
     """Bands (y, x) of the native and of the fine tile, and what became of the input.
 
+    Footprint weights, where the window wants them, are native and (y, x, ky, kx); see `footprint_weights`.
     A file that cannot be used is left out and named in the tally; under ``strict`` it raises SourceError.
     """
     window, tally = part.window, Tally()
@@ -52,11 +54,13 @@ def compute(part: Part) -> tuple[dict[str, NDArray[np.generic]], FloatBands, Tal
 
 
 def _soundings(part: Part, section: Soundings, tally: Tally) -> dict[str, NDArray[np.generic]]:
-    grid, gridding, target = part.native, section.gridding, part.window.target
+    grid, gridding, target, radius = part.native, section.gridding, part.window.target, part.window.footprint_weights
     area = area_of(grid)
     sums = FootprintSums(grid, gridding.method, gridding.subpixels)
     # Shares alone say how much of a cell was seen, whatever weighs in its mean.
     shares = FootprintSums(grid, gridding.method, gridding.subpixels) if gridding.error_weighted else sums
+    factor, how = part.window.grid.fine_factor, (gridding.method, gridding.subpixels)
+    footprints = FootprintWeights(grid, factor, radius, *how) if radius else None
     quality = Quality(**section.quality.model_dump())
     for info in part.soundings:
         try:
@@ -75,16 +79,36 @@ def _soundings(part: Part, section: Soundings, tally: Tally) -> dict[str, NDArra
         usable = np.isfinite(x).all(axis=1) & ((sigma > 0) | (not gridding.error_weighted))
         columns = (x[usable], y[usable], kept["sif"].values.astype(np.float64)[usable], sigma[usable])
         shares.add(*columns)
+        precision = 1 / np.square(sigma[usable]) if gridding.error_weighted else None
         if gridding.error_weighted:
-            sums.add(*columns, weight=1 / np.square(sigma[usable]))
+            sums.add(*columns, weight=precision)
+        if footprints:
+            footprints.add(x[usable], y[usable], precision)
     result, seen = sums.finish(), shares.finish()["weight"]
     enough = seen >= max(gridding.min_weight, np.finfo(float).tiny)
-    return {
+    weights = _footprint_weights(part, footprints, enough, tally) if footprints else {}
+    return weights | {
         target: np.where(enough, result["mean"], np.nan).astype(np.float32),
         f"{target}_error": np.where(enough, result["error"], np.nan).astype(np.float32),
         "n_soundings": result["n_soundings"],
         "sounding_weight": seen.astype(np.float32),
     }
+
+
+def _footprint_weights(
+    part: Part, footprints: FootprintWeights, enough: NDArray[np.bool_], tally: Tally
+) -> dict[str, NDArray[np.generic]]:
+    """Weights (y, x, ky, kx) of cells with a value, 0 in the others, over the fine pixels of the window."""
+    native, _ = grids(part.window.grid)
+    factor = part.window.grid.fine_factor
+    rows, columns = (
+        slice(-first * factor, (size - first) * factor)
+        for first, size in ((part.rows.start, native.height), (part.columns.start, native.width))
+    )
+    weights, lost = footprints.finish(rows, columns, np.float32)
+    weights[~enough] = 0
+    tally.lost_share += float(lost[enough].sum())
+    return {FOOTPRINT_WEIGHTS: weights}
 
 
 def _count(granule: xr.Dataset, quality: Quality, grid: Grid, tally: Tally) -> None:

@@ -82,6 +82,27 @@ def aggregate(prediction: Tensor, coarse: Tensor, valid: Tensor, scored: Tensor,
     return (counts * mismatch.square()).sum() / counts.sum().clamp(min=1)
 
 
+def footprints(prediction: Tensor, coarse: Tensor, weights: Tensor, scored: Tensor, factor: int) -> Tensor:
+    """Mean squared difference of footprint-weighted means and the native observation: learns without any fine truth.
+
+    A native cell is a block of `factor` x `factor` pixels, where `coarse` is constant. weights (B, H / factor,
+    W / factor, k, k): what the k x k pixels about a cell count in its observation, 0 where it was not observed. A cell
+    counts once, if any of its pixels is scored and all k x k lie inside. What `aggregate` says of copying holds here.
+    """
+    support_px = weights.shape[-1]
+    if min(prediction.shape[-2:]) < support_px:
+        return prediction.sum() * 0  # no cell's pixels all lie inside, and there is nothing to learn
+    radius = (support_px // factor - 1) // 2
+    inner = (slice(None), *(slice(radius, size - radius) for size in weights.shape[1:3]))
+    pixels = F.unfold(prediction, support_px, stride=factor)  # (B, k * k, cells)
+    inside = weights[inner].flatten(3).flatten(1, 2).mT.to(pixels.dtype)
+    means = (pixels * inside).sum(dim=1)  # no matrix product, which autocast would do in half precision
+    observed = coarse[:, 0, ::factor, ::factor][inner].flatten(1)
+    counted = F.max_pool2d(scored.to(prediction.dtype), factor)[:, 0][inner].flatten(1) > 0
+    counted = counted & (inside.sum(dim=1) > 0)
+    return _mean(F.mse_loss, means, observed, counted)
+
+
 def total_variation(prediction: Tensor, scored: Tensor) -> Tensor:
     """Mean absolute difference of neighbours in a row or column that are both scored (Rudin et al. 1992)."""
     total, count = prediction.new_zeros(()), prediction.new_zeros(())
