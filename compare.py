@@ -1,4 +1,4 @@
-"""Finished studies side by side:  python compare.py study=osse_demo     Results in a file:  ... readme=README.md"""
+"""Which choice matters:  python compare.py study=honest_minnesota     Results in a file:  ... readme=README.md"""
 
 import hydra
 from omegaconf import DictConfig
@@ -14,6 +14,10 @@ def main(cfg: DictConfig) -> None:
             from sifscale.results import publish  # mlflow and matplotlib load only for a valid configuration
 
             publish(config)
+        elif config.tables is None:
+            from sifscale.run_comparison import compare_runs
+
+            compare_runs(config)
         else:
             from sifscale.comparison import compare
 

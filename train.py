@@ -3,12 +3,14 @@
 import hydra
 from omegaconf import DictConfig
 
-from sifscale.config import RunConfig, load, refuse
+from sifscale.config import RunConfig, load
+from sifscale.jobs import errors_reported
+from sifscale.sweep import closed_whatever_happens
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="train")
 def main(cfg: DictConfig) -> None:
-    try:
+    with errors_reported():
         run = load(cfg, RunConfig)
         if run.check:
             print(f"ok: {run.label}")
@@ -16,9 +18,8 @@ def main(cfg: DictConfig) -> None:
         from sifscale.cross_validation import train  # torch and mlflow load only for a valid configuration
 
         train(run)
-    except ValueError as error:
-        refuse(error)
 
 
 if __name__ == "__main__":
-    main()
+    with closed_whatever_happens():
+        main()

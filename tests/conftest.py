@@ -1,4 +1,4 @@
-"""What all tests share: one thread, no telemetry, Hypothesis settings and one tiny cube."""
+"""What all tests share: one thread, no telemetry, Hypothesis settings, one folder of tiny cubes for all processes."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
+import functools
 import runpy
 import sys
 from dataclasses import dataclass
@@ -36,7 +37,10 @@ TINY = (
     "trainer.batch_size=4",
     "trainer.progress=false",
     "trainer.threads=1",
+    "evaluation.figures=false",  # more than half of the time of so small a run
 )
+# Another window: a window's cube is one a name, and that of the first has two composites.
+THREE_COMPOSITES = ("window.period.end=2019-06-25", "window.name=tiny")
 
 WEATHER = {"Rainf_f_tavg": 1e-5, "SWdown_f_tavg": 300.0, "Tair_f_tavg": 295.0}
 
@@ -45,20 +49,35 @@ settings.register_profile("sifscale", deadline=None, max_examples=30)
 settings.load_profile("sifscale")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """One file, one process (``pytest -n 2``): what the tests of a file share is made once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    return LoadFileScheduling(config, log)
+
+
 @pytest.fixture(scope="session")
-def tiny_cube_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where tests find and put the tiny windows' cubes and features: one folder for all processes of a test run."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_cube_path(workplace: Workplace) -> Path:
     """A simulated cube, only to be read: 3 composites of 48 x 48 native cells of 4 km, fine factor 4."""
     from sifscale.windows import open_or_build
 
-    place = Workplace(tmp_path_factory.mktemp("tiny"))
-    return open_or_build(place.config("window.period.end=2019-06-25", "window.name=tiny")).path
+    return open_or_build(workplace.config(*THREE_COMPOSITES)).path
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """A folder with its own cubes, runs and MLflow database, and the project's entry point run in it."""
+    """A folder with its own runs and MLflow database, one with cubes, and the project's entry point run in them."""
 
     folder: Path
+    data: Path
 
     @property
     def tracking_uri(self) -> str:
@@ -66,9 +85,9 @@ class Workplace:
 
     @property
     def places(self) -> list[str]:
-        """Words of a command line: everything is read from and written to this folder."""
+        """Words of a command line: everything is read from and written to these folders."""
         return [
-            f"paths.data={self.folder / 'data'}",
+            f"paths.data={self.data}",
             f"paths.raw={self.folder / 'raw'}",
             f"paths.output={self.folder / 'outputs'}",
             f"tracking.uri={self.tracking_uri}",
@@ -92,6 +111,7 @@ class Workplace:
             patch.setattr(sys, "argv", ["train.py", *words])
             runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
 
+    @functools.cache  # noqa: B019  # as frozen as what it returns, and composing takes 0.15 s
     def config(self, *words: str) -> RunConfig:
         """The typed configuration of the same command line, without running anything."""
         from hydra import compose, initialize_config_dir
@@ -103,9 +123,9 @@ class Workplace:
 
 
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory) -> Workplace:
+def workplace(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Workplace:
     """One for all tests: creating MLflow's tables costs seconds. Tests tell their runs apart by experiment or id."""
-    return Workplace(tmp_path_factory.mktemp("work"))
+    return Workplace(tmp_path_factory.mktemp("work"), shared_data)
 
 
 def write_tables(folder: Path) -> Path:

@@ -206,7 +206,7 @@ def test_the_notebooks_features_are_found_though_gaps_are_zeros() -> None:
         "valid": np.isfinite(target),
     }
     lazy = {name: da.from_array(array, chunks=(1, *array.shape[1:])) for name, array in names.items()}
-    legacy = LegacyFeatures(difference=True, lbp=True, minmax_everything=True, zero_gaps=True)
+    legacy = LegacyFeatures(difference=True, lbp=True, lbp_source="coarse", minmax_everything=True, zero_gaps=True)
     extended = extend(replace(features, **lazy), legacy)
     opened = replace(extended, **{name: getattr(extended, name).compute() for name in names})
     plans = make_plans(RANDOM, LegacySplit(name="legacy", test_share=0.2), opened.valid, 1, 0)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 Weights = list[Tensor]
 # batch norm has running means and a count of batches, which are no parameters
-WORDS = ("model.norm=batch", "trainer.patience=null", "crop.number=4")
+WORDS = ("model.norm=batch", "model.widths=[4,8]", "model.bottleneck=8", "trainer.patience=null", "crop.number=4")
 
 
 class Killed(Exception):
@@ -80,7 +80,7 @@ def fitted(
 
     with monkeypatch.context() as patch:
         patch.setattr(fitting, "lightning_trainer", with_watch)
-        history = fitting.fit(run, task, data, folder, RunLog(None, ""))
+        history = fitting.fit(run, task, data, folder, RunLog(None, "")).history
     return run, task, watch, history
 
 

@@ -14,10 +14,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import stats
 
 from sifscale import testing
 from sifscale.block_sums import BlockMap, BlockTally, block_map
-from sifscale.bootstrap import from_json, paired_difference, to_json
+from sifscale.bootstrap import averaged, difference_of_seeds, from_json, paired_difference, to_json
 from sifscale.crops import CropPlan
 from sifscale.datamodule import CropDataModule
 from sifscale.metrics import SUMS, Sums
@@ -157,7 +158,7 @@ def test_what_cannot_be_compared_is_refused_in_one_line() -> None:
 
 
 def test_a_run_keeps_sums_by_block_that_brute_force_finds(workplace: Workplace, tmp_path: Path) -> None:
-    run = workplace.config("model=bicubic")
+    run = workplace.config("model=bicubic", "evaluation.ridge=null", "evaluation.details=false")
     features = prepare_features(run, open_or_build(run))
     plans = prepare_plans(run, features)
     data = CropDataModule(features, plans, batch_size=4, seed=0, augment=False)
@@ -214,3 +215,39 @@ def test_crops_are_told_their_blocks_and_json_brings_sums_back() -> None:
     assert {name: sums.to_dict() for name, sums in back.items()} == {
         name: sums.to_dict() for name, sums in kept["model"].items()
     }
+
+
+def test_of_several_seeds_the_squared_errors_are_averaged_and_their_spread_widens_the_interval() -> None:
+    rng = np.random.default_rng(5)
+    target, noise = rng.normal(size=(2, 20, 50))
+
+    def arm(scales: list[float]) -> dict[str, dict[str, Sums]]:
+        return {
+            str(seed): {f"b{i}": sums_of(y + scale * e, y) for i, (y, e) in enumerate(zip(target, noise, strict=True))}
+            for seed, scale in enumerate(scales)
+        }
+
+    a, b = arm([0.5, 0.52, 0.54]), arm([0.6, 0.6])
+    found = difference_of_seeds(a, b)
+    rmse = float(np.sqrt((noise**2).mean()))
+    assert found.difference == pytest.approx(rmse * (np.sqrt(np.mean(np.square([0.5, 0.52, 0.54]))) - 0.6))
+    plain = paired_difference(averaged(list(a.values())), averaged(list(b.values())))
+    spread = np.std(rmse * np.array([0.5, 0.52, 0.54]), ddof=1) / np.sqrt(3)
+    reach = stats.t.ppf(0.975, 2) * spread
+    assert found.difference - found.low == pytest.approx(np.hypot(plain.difference - plain.low, reach))
+    assert found.high - found.difference == pytest.approx(np.hypot(plain.high - plain.difference, reach))
+    assert plain.p < found.p < 1
+    one = {"0": a["0"]}
+    assert difference_of_seeds(one, {"0": b["0"]}) == paired_difference(a["0"], b["0"])
+    other_blocks = {"1": {f"c{name}": sums for name, sums in a["1"].items()}}
+    both = difference_of_seeds(one | other_blocks, {"0": b["0"]} | other_blocks)
+    assert both.blocks == 40
+    with pytest.raises(ValueError, match="same blocks"):
+        difference_of_seeds(one, {"7": other_blocks["1"]})
+
+
+def test_p_goes_on_where_few_draws_reach_zero() -> None:
+    target, noise = np.random.default_rng(6).normal(size=(2, 30, 40))
+    pairs = list(zip(target, noise, strict=True))
+    worst, better, best = ({f"b{i}": sums_of(y + s * e, y) for i, (y, e) in enumerate(pairs)} for s in (1.0, 0.7, 0.5))
+    assert 0 < paired_difference(worst, best).p <= paired_difference(worst, better).p < 1e-4

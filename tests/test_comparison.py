@@ -38,6 +38,8 @@ def config(folder: Path, *labels: str) -> CompareConfig:
     values = {
         "paths": {"raw": "", "data": "", "output": ""},
         "study": "tried",
+        "filter": None,
+        "baseline": None,
         "tables": [{"label": label, "path": str(folder / f"{label}.json")} for label in labels],
         "units": "K",
         "output": str(folder / "comparison"),

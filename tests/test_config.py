@@ -10,6 +10,7 @@ import json
 import os
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -89,8 +91,9 @@ def test_every_group_of_the_defaults_list_is_tried() -> None:
     assert groups - {"experiment"} == set(GROUPS)
 
 
+KIND = {option: yaml.safe_load((CONF / "model" / f"{option}.yaml").read_text())["name"] for option in GROUPS["model"]}
 # persistence reads other composites of the tested places, which only this split leaves to the train part
-NEEDS = {"persistence": ("split=time",)}
+NEEDS = {option: ("split=time",) for option, kind in KIND.items() if kind == "persistence"}
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)
@@ -129,7 +132,8 @@ def test_all_options_go_together() -> None:
 
 def _refused_for(choice: Sequence[str]) -> set[str]:
     """Keys for which a baseline is refused: persistence without composites of tested places, NIRv without its bands."""
-    window, _, split, features, model, _ = choice
+    window, _, split, features, option, _ = choice
+    model = KIND[option]
     keys = set()
     if model == "persistence":
         keys |= {"split.name"} if split != "time" else set()
@@ -175,11 +179,14 @@ def _jobs(study: str, *words: str) -> list[list[str]]:
     overrides = OverridesParser.create().parse_overrides(params)
     choices = [
         [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        if override.is_sweep_override()
+        if override.is_discrete_sweep()
         else [str(override.input_line)]
         for override in overrides
+        if override.is_discrete_sweep() or not override.is_sweep_override()  # a search draws from its ranges
     ]
     jobs = [list(job) for job in itertools.product(*choices)]
+    if "n_trials" in sweeper:  # a search may draw what is refused; it starts from what is not
+        return jobs[:1]
     return jobs[:: -(-len(jobs) // JOBS_TRIED)]
 
 
@@ -230,6 +237,7 @@ def one(key: str, value: Any, rule: str, *base: str, at: str | None = None) -> M
 
 TABLE = "window=minnesota_2019"
 NIRV = "model=nirv_ratio"
+BY_FOOTPRINT = ("level=fine", "window.footprint_weights=2", "crop.augment=false")
 UNKNOWN = "is no key of this section"
 LBP_BITS = {"source": "evi", "method": "default", "points": 8, "radius": 1.0, "encoding": "bits"}
 LBP = {"source": "evi", "method": "uniform", "points": 8, "radius": 1.0, "encoding": "onehot"}
@@ -250,6 +258,9 @@ MISTAKES = [
     one("features.select", {"best": 3}, UNKNOWN, at="features.select.best"),
     one("features.local_stats.window", 3, UNKNOWN, "features=local_stats"),
     one("features.legacy.diff", True, UNKNOWN, "features=legacy"),
+    one("features.legacy.lbp_source", "sif", "one of features.bands", TABLE, "features=legacy"),
+    one("split.tested", "middle", "'last' or 'first'", "split=time"),
+    one("split.tested", "last", UNKNOWN, "split=samples"),
     one("model.width", [16], UNKNOWN),
     one("model.widths", [16], UNKNOWN, "model=sifnet"),
     one("model.residual", True, UNKNOWN, "model=bilinear"),
@@ -365,6 +376,16 @@ MISTAKES = [
     one("conservation_weight", 0.1, "must be block_mean", TABLE, "coarse.method=given", at="coarse.method"),
     one("trainer.loss", "aggregate", "must be block_mean", TABLE, "coarse.method=given", at="coarse.method"),
     one("trainer.loss", "aggregate", "which learns from it", "model=ridge"),
+    one("trainer.loss", "footprints", "which learns from it", "model=ridge", *BY_FOOTPRINT),
+    one("level", "native", "must be fine for trainer.loss=footprints", "trainer.loss=footprints", *BY_FOOTPRINT),
+    one("level", "native", "must be fine for model.ratio=footprint", NIRV, "model.ratio=footprint", *BY_FOOTPRINT),
+    one("window.footprint_weights", None, "must be given", "trainer.loss=footprints", *BY_FOOTPRINT),
+    one("window.footprint_weights", None, "must be given", NIRV, "model.ratio=footprint", *BY_FOOTPRINT),
+    one("crop.augment", True, "must be false for trainer.loss=footprints", "trainer.loss=footprints", *BY_FOOTPRINT),
+    one("crop.size", 16, "must be at least 20 for trainer.loss=footprints", "trainer.loss=footprints", *BY_FOOTPRINT),
+    one("window.footprint_weights", 0, "greater than 0"),
+    one("window.footprint_weights", 2, "must be null for a window without soundings", "window=spain_2023"),
+    one("window.grid.fine_factor", 1, "without a finer grid", *BY_FOOTPRINT, at="window.footprint_weights"),
     one("trainer.loss", "cells", "must not be cells where evaluation.cell_px is null"),
     one("evaluation.cell_px", 3, "must divide the coarse block of 4 px"),
     one("trainer.members", 3, "must be 1 for model.name=ridge, which is no network", "model=ridge"),
@@ -374,7 +395,7 @@ MISTAKES = [
     one("level", "fine", "which has no fine truth", TABLE),
     one("coarse.factor", 8, "must be block_mean with factor 4", "level=fine", "crop.size=32", at="coarse"),
     one("split.folds", "every", "must be all, or a fold from 0 to split.k - 1 = 4"),
-    one("split.name", "samples", "must be time for model.name=persistence", "split=time", "model=persistence"),
+    Mistake({}, "split.name", "must be time for model.name=persistence", ("split=samples", "model=persistence")),
 ]
 
 
@@ -631,6 +652,30 @@ def test_help_check_and_refusals_load_nothing_heavy(answers: dict[tuple[str, ...
 
 def test_check_says_ok(answers: dict[tuple[str, ...], Answer]) -> None:
     assert answers[(TRAIN, "check=true")] == Answer(0, "ok: unet lbp\n", "")
+
+
+def test_a_new_model_or_study_is_one_new_file(tmp_path: Path) -> None:
+    """In help and checks; and in tests, which look for options as this file and test_sweep.py do."""
+    shutil.copytree(CONF, tmp_path / "conf", symlinks=True)
+    shutil.copytree(PROJECT_ROOT / "experiments", tmp_path / "experiments")
+    shutil.copy(TRAIN, tmp_path)
+    model = (CONF / "model" / "unet.yaml").read_text().replace("[16, 32, 64]", "[8, 16]")
+    (tmp_path / "conf" / "model" / "unet_tiny.yaml").write_text(model)
+    (tmp_path / "experiments" / "tiny_or_not.yaml").write_text(
+        "# @package _global_\n"
+        "study: {name: tiny_or_not, title: A title, pool: none, reference: {}}\n"
+        "arm: U-Net of ${join:${model.widths}}\n"
+        "hydra: {sweeper: {params: {model: 'unet_tiny,unet'}}}\n"
+    )
+    train, outputs = str(tmp_path / "train.py"), f"paths.output={tmp_path / 'outputs'}"
+    sweep = [train, "-m", "experiment=tiny_or_not", "check=true", outputs]
+    done = python("-c", DRIVER, json.dumps([[train, "--help"], sweep]), json.dumps(HEAVY), cwd=tmp_path)
+    assert done.code == 0, done.err
+    (_, text, _, _), (code, checked, faults, _) = json.loads(done.out)
+    for group, option in (("model", "unet_tiny"), ("experiment", "tiny_or_not")):
+        listed = re.search(rf"^{group}: (.*)$", text, re.MULTILINE)
+        assert listed and option in listed[1].split(", ")
+    assert (code, faults) == (0, "") and "U-Net of 8 16" in checked and "U-Net of 16 32 64" in checked
 
 
 def test_train_starts_from_any_directory(tmp_path: Path) -> None:

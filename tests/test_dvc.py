@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import re
+import shlex
+import shutil
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -15,9 +18,10 @@ import yaml
 from dvc.dependency.param import ParamsDependency
 from dvc.repo import Repo
 from dvc.stage import PipelineStage
+from dvc.utils.hydra import apply_overrides
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from sifscale.config import (
     PROJECT_ROOT,
@@ -34,6 +38,7 @@ PUBLIC = PROJECT_ROOT / "public"
 RAW = Path(os.environ.get("SIFSCALE_RAW", PROJECT_ROOT.parent / "shared" / "data"))
 COMMIT = "29bb9b353c09dba13837d408874007fddfb3618a"
 TOO_LARGE = {"upper_midwest_osse"}  # a quarter of an hour and 5 GB: built when asked for, not by `dvc repro`
+PIPELINE = yaml.safe_load((PROJECT_ROOT / "dvc.yaml").read_text())
 SECTIONS = {"build": BuildCommand, "train": RunConfig, "compare": CompareConfig}
 
 SIMULATION = {f"simulation/{path.name}" for path in PACKAGE.glob("simulation/*.py")}
@@ -41,9 +46,10 @@ OTHER_READERS = {"sources/caltech.py", "sources/oco.py", "sources/patches.py", "
 SOUNDINGS = {"sources/granule.py", "sources/soundings.py", "sources/troposif.py"}
 MODIS = {f"sources/{name}.py" for name in ("hdf4", "mod13", "mod13_metadata", "vi_quality")}
 RASTERS = {"sources/cf_grid.py", "sources/raster.py"}
-READING = SOUNDINGS | MODIS | RASTERS | {"assembly.py", "gridding.py", "parallel.py", "regrid.py"}
+BUILDING = {f"{name}.py" for name in ("assembly", "footprint_weights", "gridding", "parallel", "regrid")}
+READING = SOUNDINGS | MODIS | RASTERS | BUILDING
 # refuses or passes values; the values are tracked
-VALIDATION = {f"config/{name}.py" for name in ("model_sections", "relations", "sections")}
+VALIDATION = {f"config/{name}.py" for name in ("model_sections", "predict_sections", "relations", "sections")}
 NOT_RUN = {  # modules that a stage's entry point imports for other steps and windows
     "raw": VALIDATION | OTHER_READERS | READING | {"cube.py", "export.py", "inventory.py", "sources/__init__.py"},
     "cube": VALIDATION | OTHER_READERS | SIMULATION | {"export.py"},
@@ -51,7 +57,15 @@ NOT_RUN = {  # modules that a stage's entry point imports for other steps and wi
     | READING
     | SIMULATION
     | {"composites.py", "export.py", "footprint_kernels.py", "footprints.py", "legacy.py", "sources/sinusoidal.py"},
-    "comparison": {"results.py", "tracking.py", "whole.py"},  # for readme=FILE
+    # for readme=FILE, and for runs of MLflow instead of tables
+    "comparison": {
+        f"{name}.py"
+        for name in (
+            "arm_tables", "arms", "choices", "config/predict_sections", "comparison_figures", "comparison_page", "effects", "html_report",
+            "processes", "results", "run_comparison", "study_runs", "system_metrics", "tracking", "tracking_store",
+            "whole",
+        )  # fmt: skip
+    },
 }
 
 
@@ -72,6 +86,12 @@ def outs(stage: PipelineStage) -> set[str]:
 def deps(stage: PipelineStage) -> set[str]:
     files = [dep for dep in stage.deps if not isinstance(dep, ParamsDependency)]
     return {Path(dep.fs_path).relative_to(PROJECT_ROOT).as_posix() for dep in files}
+
+
+def parameter_files(stage: PipelineStage) -> dict[str, list[str]]:
+    """Files whose values the stage depends on, and the keys that count; none: all of them."""
+    files = [dep for dep in stage.deps if isinstance(dep, ParamsDependency)]
+    return {Path(dep.fs_path).relative_to(PROJECT_ROOT).as_posix(): dep.params for dep in files}
 
 
 def sources(stage: PipelineStage) -> set[str]:
@@ -124,7 +144,7 @@ def composed(entry: str, *words: str) -> DictConfig:
 
 def words(stage: PipelineStage) -> tuple[str, list[str]]:
     """Entry point and overrides of a stage's command."""
-    python, script, *rest = stage.cmd.split()
+    python, script, *rest = shlex.split(stage.cmd)
     assert python == "python"
     return script.removesuffix(".py"), [word for word in rest if word != "-m"]
 
@@ -174,7 +194,7 @@ def test_a_study_depends_on_every_option_of_its_arms(name: str) -> None:
     entry, overrides = words(stage)
     params = composed(entry, *overrides).hydra.sweeper.params
     (arms,) = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
-    tracked = deps(stage)
+    tracked = deps(stage) | set(parameter_files(stage))
     for arm in arms.sweep_string_iterator():
         choices = composed(entry, *overrides, f"{arms.get_key_element()}={arm}").hydra.runtime.choices
         groups = {group: option for group, option in choices.items() if not group.startswith("hydra/") and option}
@@ -199,16 +219,50 @@ def test_raw_files_and_cube_follow_every_value_of_a_window_and_training_those_th
     assert keys == wanted[kind(name)]
 
 
+@pytest.mark.parametrize("name", [name for name in sorted(stages()) if kind(name) == "study"])
+def test_a_study_gives_metrics_and_plots(name: str) -> None:
+    stage = stages()[name]
+    _, overrides = words(stage)
+    folder = next(word.split("=")[1] for word in overrides if word.startswith("hydra.sweep.dir="))
+    files = ("runs", "osse_demo.json", "metrics.json", "arms.csv", "curves.csv")
+    assert outs(stage) == {f"{folder}/{file}" for file in files}
+    (metrics,) = (out for out in stage.outs if out.metric)
+    assert Path(metrics.fs_path).name == "metrics.json"
+    drawn = [plot for entry in PIPELINE["plots"] if isinstance(entry, dict) for plot in entry.values()]
+    assert {"x": "epoch", "y": {f"{folder}/curves.csv": "val/rmse"}, "template": "arms"} in drawn
+    assert {"x": "rmse", "y": {f"{folder}/arms.csv": "arm"}, "template": "bar_horizontal"} in drawn
+    template = json.loads((PROJECT_ROOT / ".dvc" / "plots" / "arms.json").read_text())
+    assert template["data"] == {"values": "<DVC_METRIC_DATA>"} and template["encoding"]["color"]["field"] == "arm"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "key", "value"),
+    [
+        ("experiments/osse_demo.yaml", "trainer.epochs=2", "trainer.epochs", 2),
+        ("conf/trainer/cpu.yaml", "learning_rate=0.01", "learning_rate", 0.01),
+        ("conf/model/unet.yaml", "widths=[8,16]", "widths", [8, 16]),
+    ],
+)
+def test_dvc_can_change_parameters_of_a_study(tmp_path: Path, file: str, change: str, key: str, value: object) -> None:
+    """``dvc exp run -S FILE:KEY=VALUE`` rewrites the file, and refuses one that refers to others."""
+    assert not parameter_files(stages()["study@iowa_osse"])[file], "every key counts"
+    path = tmp_path / Path(file).name
+    shutil.copy(PROJECT_ROOT / file, path)
+    apply_overrides(path, [change])
+    assert OmegaConf.select(OmegaConf.load(path), key) == value
+    assert path.read_text().splitlines()[0] == (PROJECT_ROOT / file).read_text().splitlines()[0], "Hydra reads comments"
+
+
 def test_the_comparison_reads_every_study_and_names_what_it_writes() -> None:
     stage = stages()["comparison"]
     entry, overrides = words(stage)
     config = load(composed(entry, *overrides), CompareConfig)
+    assert config.tables is not None
     assert {table.path for table in config.tables} == {dep for dep in deps(stage) if dep.startswith("outputs/")}
-    assert {Path(table.path).parent.as_posix() for table in config.tables} == set().union(
-        *(outs(other) for name, other in stages().items() if kind(name) == "study")
-    )
+    made = set().union(*(outs(other) for name, other in stages().items() if kind(name) == "study"))
+    assert {table.path for table in config.tables} == {path for path in made if path.endswith("osse_demo.json")}
     names = {"metrics.json", "rmse.png", *(f"{table.label}.csv" for table in config.tables)}
-    assert outs(stage) == {f"{config.output}/{name}" for name in names}
+    assert outs(stage) == {f"{config.folder}/{name}" for name in names}
 
 
 # --- the original study's own files ---------------------------------------------------------------

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from skimage.feature import local_binary_pattern
 
-from sifscale import feature_store, selection
+from sifscale import feature_store, grid, selection
 from sifscale import features as room
 from sifscale.config import Coarse, ConfigError, Cover, Features, Select
 from sifscale.crops import CropPlan
@@ -274,7 +274,7 @@ def test_lbp_channels_hold_scikit_images_codes(
 def test_lbp_of_coarse_is_taken_between_block_centres() -> None:
     bands = random_bands((2, 12, 15), gaps=0)
     coarse = room.build(make_cube(bands), make_features(("coarse",)), BLOCKS, "sif").coarse.compute()
-    smooth = room._smooth_coarse(make_cube(bands).native, BLOCKS, "sif").compute()
+    smooth = room._textured(make_cube(bands).native, "coarse", BLOCKS, "sif").compute()
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(coarse[:, None, ::3, ::3]), scale_factor=3, mode="bilinear", align_corners=False
     )
@@ -285,6 +285,16 @@ def test_lbp_of_coarse_is_taken_between_block_centres() -> None:
     known = np.isfinite(texture)
     assert known.mean() > 0.5
     np.testing.assert_allclose(texture[known], reference[known], rtol=1e-5)
+
+
+@pytest.mark.filterwarnings(ABOUT_FLOATS)
+def test_local_stats_of_coarse_are_taken_between_block_centres() -> None:
+    cube = make_cube(random_bands((1, 12, 15), gaps=0))
+    stats = {"bands": ("coarse",), "window_px": 3}
+    found = room.build(cube, make_features(("ndvi",), local_stats=stats), BLOCKS, "sif").predictors[0, 1:].compute()
+    smooth = room._textured(cube.native, "coarse", BLOCKS, "sif").compute()[0]
+    np.testing.assert_allclose(found[0], grid.moving_mean(smooth, 3), atol=1e-6)
+    assert (found[1, 1:-1, 1:-1] > 0).all(), "on steps it is 0 inside a block"
 
 
 @given(seed=st.integers(0, 500), window=st.sampled_from([3, 5]), offset=st.sampled_from([0.0, 300.0]))

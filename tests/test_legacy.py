@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import dask.array as da
 import numpy as np
 import pytest
@@ -10,17 +12,25 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sifscale.config import LegacyFeatures
-from sifscale.features import Channel, FeatureCube
+from sifscale.features import Channel, FeatureCube, without_steps
 from sifscale.legacy import extend, minmax, notebook_lbp
 
 SHAPE = (2, 8, 9)
 
 
 def options(
-    difference: bool = False, lbp: bool = False, minmax_everything: bool = False, zero_gaps: bool = False
+    difference: bool = False,
+    lbp: bool = False,
+    minmax_everything: bool = False,
+    zero_gaps: bool = False,
+    lbp_source: str = "coarse",
 ) -> LegacyFeatures:
     return LegacyFeatures(
-        difference=difference, lbp=lbp, minmax_everything=minmax_everything, zero_gaps=zero_gaps
+        difference=difference,
+        lbp=lbp,
+        lbp_source=lbp_source,
+        minmax_everything=minmax_everything,
+        zero_gaps=zero_gaps,
     )
 
 
@@ -131,6 +141,24 @@ def test_channels_follow_the_options() -> None:
     observed = np.where(valid, coarse, np.nan)
     np.testing.assert_array_equal(values[:, 2], [lbp_by_loops(layer) for layer in observed])
     np.testing.assert_array_equal(both.target.compute(), target)
+
+
+def test_codes_can_be_those_of_another_predictor() -> None:
+    cube = lazy_cube()
+    found = extend(cube, options(lbp=True, lbp_source="evi"))
+    assert found.names == ["coarse", "evi", "notebook LBP x 0.5(evi)"]
+    evi, codes = found.predictors[:, 1].compute(), found.predictors[:, 2].compute()
+    np.testing.assert_array_equal(codes, [lbp_by_loops(layer) for layer in evi])
+
+
+def test_codes_of_block_means_are_taken_between_block_centres() -> None:
+    """On the steps of block means no neighbour inside a block is greater, whatever the field."""
+    means = np.random.default_rng(0).random((2, 2, 3), dtype=np.float32).repeat(4, 1).repeat(4, 2)
+    coarse = da.from_array(means, chunks=(1, -1, -1))
+    cube = replace(lazy_cube(), predictors=coarse[:, None], coarse=coarse, valid=da.ones_like(coarse, bool), block_px=4)
+    codes = extend(cube, options(lbp=True)).predictors[:, -1].compute()
+    np.testing.assert_array_equal(codes, [lbp_by_loops(layer) for layer in without_steps(coarse, 4).compute()])
+    assert (codes[:, 1:3, 1:3] > 0).any()
 
 
 def test_minmax_everything_scales_all_channels_but_codes() -> None:

@@ -141,6 +141,33 @@ def test_aggregate_compares_means_of_valid_pixels_with_the_observation(seed: int
     assert float(exact) == pytest.approx(0, abs=1e-20)
 
 
+@given(seed=st.integers(0, 999), factor=st.sampled_from([2, 3]), share=st.sampled_from([0.0, 0.2, 1.0]))
+def test_footprints_compares_weighted_means_of_cells_with_the_observation(
+    seed: int, factor: int, share: float
+) -> None:
+    prediction, coarse, scored = fields(seed, share, size=18)
+    cells, support = 18 // factor, 3 * factor
+    weights = torch.rand(2, cells, cells, support, support, generator=torch.Generator().manual_seed(seed)).double()
+    weights[:, ::3] = 0  # not observed
+    observed = coarse[:, 0, ::factor, ::factor]
+    errors = []
+    for sample, y, x in np.ndindex(2, cells - 2, cells - 2):  # the upper left cell of a support of three
+        inside = weights[sample, y + 1, x + 1]
+        cell = np.s_[(y + 1) * factor : (y + 2) * factor, (x + 1) * factor : (x + 2) * factor]
+        if scored[sample, 0][cell].any() and inside.any():
+            seen = prediction[sample, 0, y * factor :, x * factor :][:support, :support]
+            errors.append(float((inside * seen).sum() - observed[sample, y + 1, x + 1]) ** 2)
+    found = losses.footprints(prediction, coarse, weights, scored, factor)
+    assert float(found) == pytest.approx(np.mean(errors) if errors else 0.0, rel=1e-9)
+
+
+def test_footprints_has_nothing_to_say_of_a_crop_that_holds_no_support() -> None:
+    prediction = torch.ones(2, 1, 6, 6, requires_grad=True)
+    found = losses.footprints(prediction, prediction, torch.ones(2, 3, 3, 10, 10), torch.ones(2, 1, 6, 6).bool(), 2)
+    found.backward()  # type: ignore[no-untyped-call]  # torch's own
+    assert found == 0 and prediction.grad is not None and not prediction.grad.any()
+
+
 def test_total_variation_is_the_mean_step_between_scored_neighbours() -> None:
     ramp = (torch.arange(4.0) * 3).expand(1, 1, 4, 4).clone()
     scored = torch.ones_like(ramp, dtype=torch.bool)

@@ -17,7 +17,8 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from sifscale import bootstrap
 from sifscale.config import Tracking
 from sifscale.metrics import Sums
-from sifscale.results import outcome, update_tables
+from sifscale.results import update_tables
+from sifscale.study_runs import outcome
 from sifscale.tracking import client, end_parent, experiment_id, start_parent
 
 if TYPE_CHECKING:
@@ -163,7 +164,7 @@ def test_only_the_newest_run_of_an_arm_seed_and_fold_counts_and_a_repeated_arm_k
     runs.log("ridge", 0.4, start=DAY + HOUR)
     runs.log("ridge", 0.1, start=DAY + 9 * HOUR, status="FAILED")
     runs.log("ridge", 0.1, seed=7, without="test_sums.json")
-    end_parent(runs.tracking, start_parent(runs.tracking, "tried", []), failed=False)
+    end_parent(runs.tracking, start_parent(runs.tracking, "tried", []), "FINISHED")
     table = rows(runs.update())
     assert list(table) == ["arm", "nearest", "ridge"]
     expected = Sums.from_dict(outcome(runs.tracking, runs.mlflow.get_run(new), "test").sums).finish()

@@ -10,7 +10,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sifscale.config import BlocksSplit, ConfigError, HoldOutSplit, PlacesSplit
+from sifscale.config import BlocksSplit, ConfigError, PlacesSplit, SamplesSplit, TimeSplit
 from sifscale.splits import NOWHERE, TEST, TRAIN, VALIDATION, block_ids, make_split, padded, split_blocks, split_places
 
 SIDE = st.integers(1, 60)
@@ -37,9 +37,13 @@ def blocks(
     )
 
 
-def hold_out(name: str, test_share: float = 0.2, validation_share: float = 0.2) -> HoldOutSplit:
+def hold_out(
+    name: str, test_share: float = 0.2, validation_share: float = 0.2, tested: str = "last"
+) -> TimeSplit | SamplesSplit:
     values = {"name": name, "test_share": test_share, "validation_share": validation_share}
-    return HoldOutSplit.model_validate(values)
+    if name == "time":
+        return TimeSplit.model_validate(values | {"tested": tested})
+    return SamplesSplit.model_validate(values)
 
 
 def near(mask: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
@@ -140,6 +144,9 @@ def test_time_tests_on_the_last_moments_in_all_places() -> None:
     parts = make_split(hold_out("time"), (2, 2), ["a"] * 5 + ["b"] * 5, times, 0)
     by_time = {time: set(parts[times == time].ravel()) for time in DAYS}
     assert list(by_time.values()) == [{TRAIN}, {TRAIN}, {TRAIN}, {VALIDATION}, {TEST}]
+    parts = make_split(hold_out("time", validation_share=0, tested="first"), (2, 2), ["a"] * 10, times, 0)
+    by_time = {time: set(parts[times == time].ravel()) for time in DAYS}
+    assert list(by_time.values()) == [{TEST}, *[{TRAIN}] * 4]
 
 
 @given(

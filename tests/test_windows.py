@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +55,18 @@ def test_a_changed_raw_file_builds_the_cube_again(workplace: Workplace, tables: 
     table.unlink()  # a cube from elsewhere, without its raw files
     open_or_build(run)
     assert stamp(cube_path(run)) == before
+
+
+def test_of_two_jobs_that_start_together_one_builds_the_cube(
+    workplace: Workplace, tables: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    words = ("window=minnesota_2019", "split=time", "crop.size=6", "model=bilinear")
+    run = workplace.config(*words, f"paths.data={tmp_path}", f"paths.raw={tables}")
+    caplog.set_level("INFO", "sifscale")
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(open_or_build, [run, run])
+    assert first.hash == second.hash
+    assert caplog.text.count("building the cube of window minnesota_2019") == 1
 
 
 def test_a_failed_build_leaves_no_cube(workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ Errors of neighbouring pixels are alike, so that pixels are no independent evide
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
-from sifscale.metrics import SUMS, Sums, scores
+from sifscale.metrics import SUMS, Sums, merged, pooled, scores
 
 CONFIDENCE = 0.95
+RESOLVED = 10  # draws beyond 0 that tell p well enough; adjusting for many comparisons needs smaller ones
 DRAWN_AT_ONCE = 2_000_000  # weights held in memory: 16 MB, however many blocks there are
 
 BlockSums = Mapping[str, Sums]  # sums (8,) by name of the block
@@ -72,6 +73,56 @@ def paired_difference(
     return Difference(difference, low, high, p, count)
 
 
+def difference_of_seeds(
+    seeds_a: Mapping[str, BlockSums], seeds_b: Mapping[str, BlockSums], metric: str = "rmse"
+) -> Difference:
+    """Difference of a score (a - b) of two arms, each repeated with one or more seeds: sums by seed and block.
+
+    Sums are averaged over the seeds of an arm, block by block, so that the score is that of its expected squared error
+    and arms may differ in their number of seeds. :func:`paired_difference` gives what the choice of blocks leaves open;
+    what the choice of seeds does, s_a^2 / n_a + s_b^2 / n_b with Welch's degrees of freedom, is added to the interval
+    as Zou & Donner (2008, doi:10.1002/sim.3095) combine limits of independent estimates, and to p likewise. An arm with
+    one seed adds nothing: its spread is unknown. Where the seeds were tested on different blocks (a split that follows
+    the seed), those that both arms have are pooled instead. Raises ValueError as :func:`paired_difference`.
+    """
+    everything = [*seeds_a.values(), *seeds_b.values()]
+    if len({frozenset(blocks) for blocks in everything}) > 1:
+        shared = [seed for seed in seeds_a if seed in seeds_b]
+        pool_a, pool_b = (merged(arm[seed] for seed in shared) for arm in (seeds_a, seeds_b))
+        return paired_difference(pool_a, pool_b, metric)
+    mean_a, mean_b = (averaged(list(arm.values())) for arm in (seeds_a, seeds_b))
+    found = paired_difference(mean_a, mean_b, metric)
+    repeated = [arm for arm in (seeds_a, seeds_b) if len(arm) > 1]
+    spread = [np.array([pooled(blocks).finish()[metric] for blocks in arm.values()]) for arm in repeated]
+    parts = np.array([values.var(ddof=1) / len(values) for values in spread])
+    if found.blocks < 2 or not parts.sum() > 0:
+        return found
+    degrees = parts.sum() ** 2 / sum(part**2 / (len(values) - 1) for part, values in zip(parts, spread, strict=True))
+    return _widened(found, float(parts.sum()), float(degrees))
+
+
+def averaged(parts: Sequence[BlockSums]) -> dict[str, Sums]:
+    """Mean of the sums of several runs, block by block."""
+    return {name: Sums(sums.values / len(parts)) for name, sums in merged(parts).items()}
+
+
+def _widened(found: Difference, variance: float, degrees: float) -> Difference:
+    """With an independent error of the given variance and degrees of freedom."""
+    reach = stats.t.isf((1 - CONFIDENCE) / 2, degrees) * variance**0.5
+    low, high = (
+        found.difference + side * np.hypot(end - found.difference, reach)
+        for side, end in ((-1, found.low), (1, found.high))
+    )
+    of_blocks = stats.t.isf(found.p / 2, found.blocks - 1)  # how many standard errors the difference is from 0
+    if of_blocks == 0:
+        return replace(found, low=float(low), high=float(high))
+    block_variance = (found.difference / of_blocks) ** 2
+    total = block_variance + variance
+    together = total**2 / (block_variance**2 / (found.blocks - 1) + variance**2 / degrees)
+    p = 2 * stats.t.sf(abs(found.difference) / total**0.5, together)
+    return replace(found, low=float(low), high=float(high), p=float(p))
+
+
 def _aligned(blocks_a: BlockSums, blocks_b: BlockSums) -> tuple[Tensor, Tensor]:
     """Sums of both (8, blocks), in one order; ValueError where they are not of the same pixels."""
     names = sorted(blocks_a)
@@ -97,7 +148,10 @@ def _expanded(drawn: NDArray[np.float64], count: int) -> tuple[float, float, flo
     tail = stats.norm.cdf(stats.t.ppf((1 - CONFIDENCE) / 2, count - 1) / shrink)
     low, high = np.quantile(drawn, [tail, 1 - tail])
     # One more of each (Davison & Hinkley 1997, 4.25): p is never 0, and equal runs have p = 1.
-    beyond = (min((drawn <= 0).sum(), (drawn >= 0).sum()) + 1) / (len(drawn) + 1)
+    few = min((drawn <= 0).sum(), (drawn >= 0).sum())
+    beyond = (few + 1) / (len(drawn) + 1)
+    if few < RESOLVED and drawn.std() > 0:  # a tail that too few draws reach is taken as normal
+        beyond = min(beyond, max(stats.norm.sf(abs(drawn.mean()) / drawn.std()), np.finfo(float).tiny))
     p = 2 * stats.t.cdf(stats.norm.ppf(beyond) * shrink, count - 1)
     return float(low), float(high), min(float(p), 1.0)
 

@@ -31,12 +31,12 @@ class StudyTable:
 
 
 def compare(config: CompareConfig) -> None:
-    """What ``compare.py`` does: print the tables, then write metrics.json, rmse.png and a CSV for each label.
+    """What ``compare.py tables=...`` does: print the tables, write metrics.json, rmse.png and a CSV for each label.
 
     Raises ValueError, one line, for a table that is absent, no study's, or another study's.
     """
-    tables = [read_table(table.label, Path(table.path), config.study) for table in config.tables]
-    folder = Path(config.output)
+    tables = [read_table(table.label, Path(table.path), str(config.study)) for table in config.tables or ()]
+    folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
     for table in tables:
         titled = table.study.model_copy(update={"title": f"{table.label}: {table.study.title}"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,21 +9,22 @@ import numpy as np
 
 from sifscale import report, run_figures
 from sifscale.config import BlocksSplit, PlacesSplit, RunConfig
+from sifscale.continuing import adopt
 from sifscale.evaluation import BlockScores, Fields, GroupSums
 from sifscale.metrics import merged, pooled
 from sifscale.noise_floor import NoiseFloor
 from sifscale.resuming import resumed_run_id, run_folder
+from sifscale.run_record import log_config, opening_tags, run_name, tags
 from sifscale.testing import VIEWS, Tested, pixel_km, show, test_metrics, write
 from sifscale.tracking import RunLog, is_main_process, run_log
 from sifscale.training import (
     Outcome,
     judge_score,
-    log_config,
     prepare_features,
     say_where,
-    tags,
     train_once,
 )
+from sifscale.trial import SearchTrial, trial_of_this_job, trial_tags
 from sifscale.windows import open_or_build
 
 
@@ -34,20 +34,29 @@ def train(run: RunConfig) -> dict[str, float]:
     Raises ValueError with clear lines where the data do not allow the run, or where an honest run has a finding.
     """
     folder = run_folder(run)
-    if isinstance(run.split, BlocksSplit | PlacesSplit) and run.split.folds == "all":
-        return _every_fold(run, folder)
-    return train_once(run, folder).metrics
+    if twin := adopt(run, folder):
+        return dict(twin.data.metrics)
+    with trial_of_this_job() as trial:
+        if isinstance(run.split, BlocksSplit | PlacesSplit) and run.split.folds == "all":
+            metrics = _every_fold(run, folder, trial)
+        else:
+            metrics = train_once(run, folder, trial=trial).metrics
+        if trial:
+            trial.complete()
+        return metrics
+    return {}  # a search ended the run before its test
 
 
-def _every_fold(run: RunConfig, folder: Path) -> dict[str, float]:
+def _every_fold(run: RunConfig, folder: Path, trial: SearchTrial | None) -> dict[str, float]:
     """One MLflow run a fold, children of one that holds the pooled scores of the out-of-fold predictions."""
     assert isinstance(run.split, BlocksSplit | PlacesSplit)
     cube = open_or_build(run)
     resumed = resumed_run_id(folder) if run.resume else None
-    with run_log(run.tracking, run.label, resume=resumed, command=sys.argv) as tracker:
+    opening = opening_tags(run, folder) | trial_tags(trial)
+    with run_log(run.tracking, run_name(run), resume=resumed, tags=opening, watch=False) as tracker:
         (folder / "run_id").write_text(tracker.run_id)
         log_config(run, tracker, folder, {})
-        folds = [_fold(run, fold, folder, tracker) for fold in range(run.split.k)]
+        folds = [_fold(run, fold, folder, tracker, trial) for fold in range(run.split.k)]
         tested = pool([outcome.tested for outcome in folds])
         metrics = test_metrics(tested, pixel_km(run)) | _over_folds(folds)
         findings = [finding for outcome in folds for finding in outcome.findings]
@@ -60,7 +69,7 @@ def _every_fold(run: RunConfig, folder: Path) -> dict[str, float]:
             title = f"{run.label} on {run.window.name} ({run.protocol}), {run.split.k} folds pooled"
             report.show(report.folds_table(_by_fold(folds, tested), units, f"{run.label} by fold"))
             show(run.label, title, tested, metrics, units)
-            if tested.fields:
+            if tested.fields and run.evaluation.figures:
                 pictures = run_figures.of_test(run, prepare_features(run, cube), metrics, tested, units)
                 for picture in run_figures.save(pictures, folder / "figures"):
                     tracker.artifact(picture, "figures")
@@ -68,14 +77,14 @@ def _every_fold(run: RunConfig, folder: Path) -> dict[str, float]:
     return metrics
 
 
-def _fold(run: RunConfig, fold: int, folder: Path, tracker: RunLog) -> Outcome:
+def _fold(run: RunConfig, fold: int, folder: Path, tracker: RunLog, trial: SearchTrial | None) -> Outcome:
     """A run of its own, which goes on where it stopped if all are resumed; the study counts the pool, not its parts."""
     place = folder / f"fold_{fold}"
     place.mkdir(exist_ok=True)
     started = run.resume and (place / "config.yaml").exists()
     changes = {"split": run.split.model_copy(update={"folds": fold}), "study": None, "arm": run.label}
     one = run.model_copy(update={**changes, "resume": str(place) if started else None})
-    return train_once(one, place, parent=tracker.run_id)
+    return train_once(one, place, parent=tracker.run_id, trial=trial)
 
 
 def pool(folds: Sequence[Tested]) -> Tested:

@@ -27,8 +27,9 @@ from sifscale.whole import remove_leftovers, take_name, temporary
 
 _DIMS = ("sample", "y", "x")
 _CHUNK_PX = 256
+_DEEP_CHUNK_PX = 32  # of a band that holds many values a pixel
 _SHARD_PX = 1024
-_TIME_ENCODING = {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian", "dtype": "int64"}
+TIME_ENCODING = {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian", "dtype": "int64"}
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ def write_cube(
 ) -> str:
     """Write a cube at `path` (Zarr v3, CF 1.11) and return its content hash, also root attribute `cube_hash`.
 
-    native, fine: variables (sample, y, x) on `grid` and on `fine_grid`, an integer refinement of it; NumPy or
-    Dask. grid None: patches of many places, which have no common map coordinates. attrs: root attributes, e.g.
-    `input_files` (JSON of {file name: sha256}). A cube already at `path` is replaced only when the new one is
-    complete; after a fault it is as it was.
+    native, fine: variables (sample, y, x) on `grid` and on `fine_grid`, an integer refinement of it, perhaps with
+    more dims after these; NumPy or Dask. grid None: patches of many places, which have no common map coordinates.
+    attrs: root attributes, e.g. `input_files` (JSON of {file name: sha256}). A cube already at `path` is replaced
+    only when the new one is complete; after a fault it is as it was.
     Raises ValueError for variables that are not on the grid and for a `path` taken by something else.
     """
     with new_cube(path, native, grid, fine, fine_grid, attrs) as partial:
@@ -130,7 +131,7 @@ def new_cube(
         # What is on disk is hashed, so that a cube can be checked against its own name later.
         partial.hash = content_hash(xr.open_datatree(partial.path, engine="zarr", consolidated=False, chunks=None))
         zarr.open_group(partial.path, mode="r+").attrs["cube_hash"] = partial.hash
-        _consolidate(partial.path)
+        consolidate(partial.path)
         take_name(partial.path, path)
     finally:
         shutil.rmtree(partial.path, ignore_errors=True)
@@ -179,7 +180,7 @@ def _with_cf_metadata(dataset: xr.Dataset, grid: Grid | None, group: str, part_p
     _, stored = _chunks(dataset, part_px)
     bands = {}
     for name, band in dataset.data_vars.items():
-        if band.dims != _DIMS:
+        if band.dims[:3] != _DIMS:
             raise ValueError(f"{group} variable {name} has dims {band.dims}; give {_DIMS}")
         variable = band.variable.copy(deep=False)
         variable.attrs = band.attrs | ({"grid_mapping": "spatial_ref"} if grid is not None else {})
@@ -190,7 +191,7 @@ def _with_cf_metadata(dataset: xr.Dataset, grid: Grid | None, group: str, part_p
 
 def _on_grid(dataset: xr.Dataset, grid: Grid, group: str) -> xr.Dataset:
     for name, band in dataset.data_vars.items():
-        if band.dims != _DIMS or band.shape[1:] != (grid.height, grid.width):
+        if band.dims[:3] != _DIMS or band.shape[1:3] != (grid.height, grid.width):
             raise ValueError(
                 f"{group} variable {name} has dims {dict(band.sizes)} but the grid is y={grid.height}, "
                 f"x={grid.width}; give (sample, y, x) on the grid"
@@ -251,15 +252,22 @@ def _encoding(dataset: xr.Dataset, part_px: int | None) -> dict[str, dict[str, A
     chunk, shard = (tuple(sizes.values()) for sizes in _chunks(dataset, part_px))
     encoding: dict[str, dict[str, Any]] = {}
     for name, band in dataset.data_vars.items():
-        encoding[str(name)] = {"chunks": chunk, "shards": shard}
+        deep = band.shape[3:]
+        small = tuple(_deep_chunk(size, whole) for size, whole in zip(chunk, shard, strict=True)) if deep else chunk
+        encoding[str(name)] = {"chunks": (*small, *deep), "shards": (*shard, *deep)}
         if band.dtype.kind == "f":
             # A chunk without any value is not stored; NaN as Zarr's own fill makes it read as missing.
             encoding[str(name)]["fill_value"] = np.nan
     for name, coordinate in dataset.coords.items():
         if coordinate.dtype.kind == "M":
-            encoding[str(name)] = dict(_TIME_ENCODING)
+            encoding[str(name)] = dict(TIME_ENCODING)
     # CF allows no missing values in coordinate variables.
     return encoding | {axis: {"_FillValue": None} for axis in ("y", "x") if axis in dataset.coords}
+
+
+def _deep_chunk(chunk: int, shard: int) -> int:
+    """The largest divisor of a shard, up to `_DEEP_CHUNK_PX`: shards hold whole chunks."""
+    return next(px for px in range(min(_DEEP_CHUNK_PX, chunk), 0, -1) if shard % px == 0)
 
 
 def _check_refinement(grid: Grid, fine_grid: Grid) -> None:
@@ -288,7 +296,7 @@ def _root_attrs(path: Path) -> dict[str, str]:
     return attrs
 
 
-def _consolidate(path: Path) -> None:
+def consolidate(path: Path) -> None:
     """Copy all metadata to the root, which opens faster and is what xarray looks for first."""
     with warnings.catch_warnings():
         # Readers that do not know this extension of Zarr v3 ignore it, so its warning helps nobody.

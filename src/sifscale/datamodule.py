@@ -57,6 +57,19 @@ def _offset_scale(values: NDArray[np.float32], method: str) -> tuple[float, floa
     return float(offset), float(scale)
 
 
+def channel_ranges(features: FeatureCube, inside: NDArray[np.bool_]) -> tuple[tuple[float, float], ...]:
+    """Smallest and largest value of each channel on ``inside`` (sample, y, x); infinite for codes and classes.
+
+    A channel without any value there has the empty range (inf, -inf).
+    """
+    ranges = []
+    for i, channel in enumerate(features.channels):
+        values = np.asarray(features.predictors[:, i])[inside] if channel.scaled else np.array([-np.inf, np.inf])
+        known = values[~np.isnan(values)]
+        ranges.append((float(known.min(initial=np.inf)), float(known.max(initial=-np.inf))))
+    return tuple(ranges)
+
+
 def training_pixels(plans: Plans, features: FeatureCube, normalisation: Normalisation) -> NDArray[np.bool_]:
     """Pixels (sample, y, x) that normalisation may look at: the train part, or all if so configured."""
     shape = features.coarse.shape
@@ -80,7 +93,8 @@ class CropBatches(Dataset[Batch]):
         """predictors (B, C, H, W); coarse, target, weight (B, 1, H, W) float32; valid, scored (B, 1, H, W) bool.
 
         valid: target observed. scored: valid, in the core of the crop and, where parts are given, in ``part``.
-        crop (B,): the numbers. Values are physical, gaps NaN: the task normalises and fills them.
+        crop (B,): the numbers. footprint_weights (B, H / block, W / block, k, k) float32, where the feature cube has
+        them. Values are physical, gaps NaN: the task normalises and fills them.
         """
         size, features = self.plan.size, self.features
         rows = self.plan.table[numbers]
@@ -89,7 +103,7 @@ class CropBatches(Dataset[Batch]):
         scored = valid & self._cores(rows)
         if self.parts is not None:
             scored &= np.stack([self.parts[at] == self.part for at in cut])
-        return {
+        batch = {
             "predictors": torch.from_numpy(np.stack([features.predictors[s, :, y, x] for s, y, x in cut])),
             "coarse": torch.from_numpy(np.stack([features.coarse[at] for at in cut]))[:, None],
             "target": torch.from_numpy(np.stack([features.target[at] for at in cut]))[:, None],
@@ -98,6 +112,16 @@ class CropBatches(Dataset[Batch]):
             "scored": torch.from_numpy(scored)[:, None],
             "crop": torch.tensor(numbers),
         }
+        if features.footprint_weights is not None:
+            batch["footprint_weights"] = torch.from_numpy(np.stack([self._of_cells(at) for at in cut]))
+        return batch
+
+    def _of_cells(self, at: tuple[int, slice, slice]) -> NDArray[np.float32]:
+        """Footprint weights of the native cells that make up a crop; crops never cut a cell."""
+        block_px = self.features.block_px
+        rows, columns = (slice(along.start // block_px, along.stop // block_px) for along in at[1:])
+        weights: NDArray[np.float32] = self.features.footprint_weights[at[0], rows, columns]
+        return weights
 
     def _cores(self, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
         at = np.arange(self.plan.size)
@@ -149,6 +173,8 @@ class CropDataModule(pl.LightningDataModule):
         self, features: FeatureCube, plans: Plans, *, batch_size: int, seed: int, augment: bool
     ) -> None:
         super().__init__()
+        if augment and features.footprint_weights is not None:
+            raise ConfigError(["crop.augment: must be false with footprint weights, which are not turned (found True)"])
         self.features, self.plans, self.batch_size, self.seed = features, plans, batch_size, seed
         self._turn = _Dihedral() if augment else None
 

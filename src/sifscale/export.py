@@ -22,7 +22,7 @@ from rasterio.windows import Window
 from tqdm import tqdm
 from tqdm.dask import TqdmCallback
 
-from sifscale.cube import Cube
+from sifscale.cube import TIME_ENCODING, Cube
 from sifscale.whole import written_beside
 
 FORMATS = ("csv", "parquet", "netcdf", "cog")
@@ -33,7 +33,6 @@ _BLOCK_CELLS = 2**20
 _CHUNK_PX = 256
 # HDF5 stores no attribute above 64 KiB; the hashes of many input files are longer.
 _ATTR_BYTES = 60_000
-_TIME_ENCODING = {"units": "seconds since 1970-01-01", "calendar": "proleptic_gregorian", "dtype": "int64"}
 
 
 def export_cube(cube: Cube, format: str, folder: Path) -> list[Path]:
@@ -46,27 +45,32 @@ def export_cube(cube: Cube, format: str, folder: Path) -> list[Path]:
     with dims (sample, y, x). `cog`: a cloud-optimised GeoTIFF <group>_<place>_<first day>.tif a sample, all
     bands in the widest float type among them, NaN where missing.
 
-    An older file is replaced when the new one is complete; after a fault it is as it was. Raises ValueError for
-    another format, for a `folder` that is a file, and for `cog` from a cube without a CRS (patch sets).
+    Footprint weights, many values a cell, stay in the cube. An older file is replaced when the new one is complete;
+    after a fault it is as it was. Raises ValueError for another format, for a `folder` that is a file, and for `cog`
+    from a cube without a CRS (patch sets).
     """
     if format not in FORMATS:
         raise ValueError(f"unknown export format {format!r}; choose one of {', '.join(FORMATS)}")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is no folder, so that nothing can be exported to it; choose another one")
-    groups = {"native": cube.native} | ({} if cube.fine is None else {"fine": cube.fine})
-    if format == "cog" and any(_crs(dataset) is None for dataset in groups.values()):
+    groups = {
+        name: dataset.drop_vars([name for name, band in dataset.data_vars.items() if band.ndim > 3])
+        for name, dataset in (("native", cube.native), ("fine", cube.fine))
+        if dataset is not None
+    }
+    if format == "cog" and any(crs_of(dataset) is None for dataset in groups.values()):
         raise ValueError(f"{cube.path} has no CRS, so that there is no GeoTIFF of it; export csv, parquet or netcdf")
     folder.mkdir(parents=True, exist_ok=True)
     window = cube.attrs.get("window", cube.path.stem)
     files: list[Path] = []
     for group, dataset in groups.items():
         if format == "cog":
-            files += _write_cogs(dataset, cube, group, folder)
+            files += write_cogs(dataset, cube, group, folder)
             continue
         path = folder / f"{window}_{group}{_SUFFIXES[format]}"
         with written_beside(path) as partial:
             if format == "netcdf":
-                _write_netcdf(dataset, cube, partial, path.name)
+                write_netcdf(dataset, cube, partial, path.name)
             else:
                 _write_table(dataset, cube, format, partial, path.name)
             os.replace(partial, path)
@@ -74,7 +78,7 @@ def export_cube(cube: Cube, format: str, folder: Path) -> list[Path]:
     return files
 
 
-def _crs(dataset: xr.Dataset) -> CRS | None:
+def crs_of(dataset: xr.Dataset) -> CRS | None:
     """The CRS of the grid mapping; None where there is none, or one that is nowhere on the Earth."""
     mapping = dataset.coords["spatial_ref"].attrs if "spatial_ref" in dataset.coords else {}
     wkt = mapping.get("crs_wkt")
@@ -97,7 +101,7 @@ def _row_blocks(dataset: xr.Dataset) -> list[slice]:
 
 
 def _write_table(dataset: xr.Dataset, cube: Cube, format: str, partial: Path, name: str) -> None:
-    crs = _crs(dataset)
+    crs = crs_of(dataset)
     to_degrees = Transformer.from_crs(crs, "EPSG:4326", always_xy=True) if crs is not None else None
     coords = {name: _as_arrow(dataset[name]) for name in _sample_coords(dataset)}
     schema = _schema(dataset, coords, to_degrees is not None)
@@ -151,7 +155,8 @@ def _schema(dataset: xr.Dataset, coords: dict[str, pa.Array], has_degrees: bool)
 
 def _text(attrs: dict[Any, Any]) -> dict[str, str]:
     """What a column or band of another format says of itself."""
-    return {key: str(attrs[key]) for key in ("units", "long_name", "flag_values", "flag_meanings") if key in attrs}
+    names = ("units", "long_name", "flag_values", "flag_masks", "flag_meanings")
+    return {key: str(attrs[key]) for key in names if key in attrs}
 
 
 def _table(
@@ -175,7 +180,8 @@ def _table(
     return pa.table(columns, schema=schema)
 
 
-def _write_netcdf(dataset: xr.Dataset, cube: Cube, partial: Path, name: str) -> None:
+def write_netcdf(dataset: xr.Dataset, cube: Cube, partial: Path, name: str) -> None:
+    """Write a dataset of bands (sample, y, x) as CF netCDF, with its attributes and the cube's; name: on the bar."""
     attrs = cube.attrs | dataset.attrs
     for key, value in attrs.items():
         if len(str(value).encode()) > _ATTR_BYTES:
@@ -184,24 +190,26 @@ def _write_netcdf(dataset: xr.Dataset, cube: Cube, partial: Path, name: str) -> 
     encoding: dict[str, dict[str, Any]] = {axis: {"_FillValue": None} for axis in ("x", "y") if axis in dataset.coords}
     for key, coordinate in prepared.coords.items():
         if coordinate.dtype.kind == "M":
-            encoding[str(key)] = dict(_TIME_ENCODING)
+            encoding[str(key)] = dict(TIME_ENCODING)
         elif coordinate.dtype.kind in "TU":
             prepared = prepared.assign_coords({key: coordinate.astype(object).compute()})
     chunks = (1, *(min(_CHUNK_PX, dataset.sizes[axis]) for axis in ("y", "x")))
     for key, band in prepared.data_vars.items():
-        encoding[str(key)] = {"zlib": True, "complevel": 4, "shuffle": True, "chunksizes": chunks}
-        if "flag_values" in band.attrs:
+        if band.ndim == len(chunks):
+            encoding[str(key)] = {"zlib": True, "complevel": 4, "shuffle": True, "chunksizes": chunks}
+        for flags in {"flag_values", "flag_masks"} & set(band.attrs):
             # CF wants the type of the variable; the cube's JSON has plain integers.
-            band.attrs["flag_values"] = np.asarray(band.attrs["flag_values"], band.dtype)
+            band.attrs[flags] = np.asarray(band.attrs[flags], band.dtype)
     # HDF5 takes one chunk at a time, and the bar hears of local schedulers only, not of a cluster.
     with dask.config.set(scheduler="threads"), TqdmCallback(tqdm_class=tqdm, desc=name, disable=None):
         prepared.to_netcdf(partial, engine="h5netcdf", encoding=encoding)
 
 
-def _write_cogs(dataset: xr.Dataset, cube: Cube, group: str, folder: Path) -> list[Path]:
+def write_cogs(dataset: xr.Dataset, cube: Cube, group: str, folder: Path) -> list[Path]:
+    """Write bands (sample, y, x), attributes of the dataset as tags, as <group>_<place>_<first day>.tif a sample."""
     paths = [folder / name for name in _cog_names(dataset, group)]
     # The mean of two classes is a third one.
-    classes = any("flag_values" in band.attrs for band in dataset.data_vars.values())
+    classes = any({"flag_values", "flag_masks"} & set(band.attrs) for band in dataset.data_vars.values())
     for sample, path in enumerate(tqdm(paths, desc=f"{group} cog", unit="file", disable=None)):
         with written_beside(path) as plain, written_beside(path) as partial:
             _write_geotiff(dataset.isel(sample=sample), cube, plain)
@@ -233,7 +241,7 @@ def _write_geotiff(sample: xr.Dataset, cube: Cube, path: Path) -> None:
     mapping = sample["spatial_ref"].attrs
     bands = list(sample.data_vars.values())
     # A GeoTIFF has one type for all bands; float32 is exact for counts and classes below 2**24.
-    wide = [band.dtype for band in bands if band.dtype.kind == "f" or np.abs(band.values).max() >= 2**24]
+    wide = [b.dtype for b in bands if b.dtype.kind == "f" or (b.dtype.itemsize > 2 and np.abs(b.values).max() >= 2**24)]
     dtype = np.result_type(np.float32, *wide)
     with rasterio.open(
         path,
@@ -251,7 +259,8 @@ def _write_geotiff(sample: xr.Dataset, cube: Cube, path: Path) -> None:
         bigtiff="IF_SAFER",
     ) as raster:
         times = {name: np.datetime_as_string(sample[name].values, "s") for name in ("time_start", "time_end")}
-        raster.update_tags(place=str(sample["place"].values), cube_hash=cube.hash, **times)
+        about = {str(key): str(value) for key, value in sample.attrs.items()}
+        raster.update_tags(**about | {"place": str(sample["place"].values), "cube_hash": cube.hash} | times)
         for number, band in enumerate(bands, start=1):
             raster.set_band_description(number, str(band.name))
             raster.set_band_unit(number, str(band.attrs.get("units", "")))

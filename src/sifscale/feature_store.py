@@ -17,8 +17,10 @@ from sifscale.config import digest
 from sifscale.features import Channel, FeatureCube
 from sifscale.whole import remove_leftovers, temporary
 
-FEATURES_VERSION = 2  # raise when the same config makes other numbers: old feature cubes are then left alone
+FEATURES_VERSION = 3  # raise when the same config makes other numbers: old feature cubes are then left alone
 FIELDS = ("coarse", "target", "valid", "weight")  # (sample, y, x), as in FeatureCube
+WEIGHT_DIMS = ("sample", "cell_y", "cell_x")  # of footprint weights, before those of the pixels around a cell
+CHUNK_CELLS = 16  # of footprint weights along an edge, about what a crop needs
 
 
 def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
@@ -38,9 +40,12 @@ def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
     flat = (chunks[0], *chunks[2:])
     dims = ("sample", "y", "x")
     fields = FIELDS if features.cover is None else (*FIELDS, "cover")
+    weights = features.footprint_weights
+    cells = {} if weights is None else {"footprint_weights": ((*WEIGHT_DIMS, "ky", "kx"), _by_cells(weights))}
     dataset = xr.Dataset(
         {"predictors": (("sample", "channel", "y", "x"), features.predictors.rechunk(chunks))}
-        | {name: (dims, getattr(features, name).rechunk(flat)) for name in fields},
+        | {name: (dims, getattr(features, name).rechunk(flat)) for name in fields}
+        | cells,
         attrs={
             "channels": features.names,
             "scaled": [int(channel.scaled) for channel in features.channels],
@@ -65,10 +70,15 @@ def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
     return path
 
 
+def _by_cells(weights: Any) -> Any:
+    return weights.rechunk((1, *(min(CHUNK_CELLS, size) for size in weights.shape[1:3]), -1, -1))
+
+
 def open_features(path: Path, memory_limit_mb: int) -> FeatureCube:
     """A materialised feature cube: in memory where it fits the limit, else Zarr arrays read crop by crop."""
     group = zarr.open_group(path, mode="r")
-    arrays: dict[str, Any] = {name: group[name] for name in ("predictors", *FIELDS, "cover") if name in group}
+    names = ("predictors", *FIELDS, "cover", "footprint_weights")
+    arrays: dict[str, Any] = {name: group[name] for name in names if name in group}
     if sum(array.nbytes for array in arrays.values()) <= memory_limit_mb * 1e6:
         arrays = {name: array[:] for name, array in arrays.items()}
     attrs: dict[str, Any] = dict(group.attrs)

@@ -21,6 +21,7 @@ from scipy import ndimage
 from sifscale import grid, lbp
 from sifscale.config import Coarse, ConfigError, Cover, Features, LbpFeature, LocalStats
 from sifscale.cube import Cube
+from sifscale.footprint_weights import FOOTPRINT_WEIGHTS
 from sifscale.land_cover import land_cover
 
 log = logging.getLogger(__name__)
@@ -50,6 +51,8 @@ class FeatureCube:
     a pixel counts in an error-weighted loss, 1 where the error of the target is not known. Arrays are lazy
     (Dask), or NumPy or Zarr arrays once opened from a store. ``shape`` (y, x) is that of the cube, before
     padding. ``cover``, where known: class of each pixel, int8, in ``cover_names``; no model reads it.
+    ``footprint_weights`` (sample, y // block_px, x // block_px, ky, kx), where asked for: what each fine pixel counts
+    in a native cell, 0 in cells that were not observed; see the room of that name.
     """
 
     channels: tuple[Channel, ...]
@@ -64,6 +67,7 @@ class FeatureCube:
     times: NDArray[np.datetime64]
     cover: Any = None
     cover_names: tuple[str, ...] = ()
+    footprint_weights: Any = None
 
     @property
     def names(self) -> list[str]:
@@ -85,36 +89,28 @@ def build(
     *,
     truth: str | None = None,
     cover: Cover | None = None,
+    footprints: bool = False,
 ) -> FeatureCube:
     """Lazy feature cube; raises ConfigError where the cube lacks a band or a feature reads the target.
 
     On the native grid, where the target is ``target`` and coarse its block mean; or, with ``truth``, on the fine grid,
-    where that band is the target and coarse is native ``target`` (DESIGN, section 4: application).
+    where that band is the target and coarse is native ``target`` (DESIGN, section 4: application). footprints: there,
+    with the weights of the footprints.
     """
     samples = _observed_samples(cube.native, target)
     native = cube.native.isel(sample=samples)
     finer = None if cube.fine is None else cube.fine.isel(sample=samples)
+    weights = _footprint_weights(native) if footprints else None
     if truth:
         native, finer = _application(native, finer, truth, target, coarse), None
     _check_bands(cube.path, native, features, coarse, target)
-    field = partial(_band, native, coarse=coarse, target=target)
-    parts: list[tuple[list[Channel], da.Array]] = []
-    for name in features.bands:
-        parts.append(([Channel(name, True)], field(name)[:, None]))
-    for pattern in features.lbp:
-        source = (
-            _smooth_coarse(native, coarse, target) if pattern.source == "coarse" else field(pattern.source)
-        )
-        parts.append(_lbp(source, pattern))
-    if features.local_stats:
-        for name in features.local_stats.bands:
-            parts.append(_local_stats(field(name), name, features.local_stats))
+    channels, predictors = make_predictors(native, features, coarse, target)
     observed = _lazy(native[target])
     block = coarse.block_px
     pad = partial(_pad, factor=block)
     return FeatureCube(
-        channels=tuple(channel for channels, _ in parts for channel in channels),
-        predictors=pad(da.concatenate([array for _, array in parts], axis=1)),
+        channels=channels,
+        predictors=pad(predictors),
         coarse=pad(_coarse(native, coarse, target), fill="edge"),
         target=pad(observed),
         valid=pad(da.isfinite(observed), fill=False),
@@ -126,7 +122,26 @@ def build(
         times=native["time_start"].values,
         cover=pad(land_cover(native, finer, cover), fill="edge") if cover else None,
         cover_names=cover.classes if cover else (),
+        footprint_weights=weights,
     )
+
+
+def make_predictors(
+    bands: xr.Dataset, features: Features, coarse: Coarse, target: str
+) -> tuple[tuple[Channel, ...], da.Array]:
+    """Channels and lazy predictors (sample, channel, y, x) from bands on the grid of the target, not padded.
+
+    ``bands`` may hold the coarse field as `OBSERVED`; otherwise it is made of ``target``.
+    """
+    parts: list[tuple[list[Channel], da.Array]] = []
+    for name in features.bands:
+        parts.append(([Channel(name, True)], _band(bands, name, coarse=coarse, target=target)[:, None]))
+    for pattern in features.lbp:
+        parts.append(_lbp(_textured(bands, pattern.source, coarse, target), pattern))
+    if features.local_stats:
+        for name in features.local_stats.bands:
+            parts.append(_local_stats(_textured(bands, name, coarse, target), name, features.local_stats))
+    return tuple(channel for some, _ in parts for channel in some), da.concatenate([a for _, a in parts], axis=1)
 
 
 def _application(native: xr.Dataset, fine: xr.Dataset | None, truth: str, target: str, coarse: Coarse) -> xr.Dataset:
@@ -148,6 +163,12 @@ def _application(native: xr.Dataset, fine: xr.Dataset | None, truth: str, target
     dims = ("sample", "y", "x")
     coords = {name: native[name].variable for name in ("place", "group", "time_start") if name in native.coords}
     return fine.drop_vars(truth).assign({target: (dims, known), OBSERVED: (dims, filled)}).assign_coords(coords)
+
+
+def _footprint_weights(native: xr.Dataset) -> da.Array:
+    if FOOTPRINT_WEIGHTS not in native:
+        raise ConfigError(["window.footprint_weights: the cube has none; build the window again with 2 (found null)"])
+    return da.asarray(native[FOOTPRINT_WEIGHTS].data)
 
 
 def _spread(field: da.Array, factor: int, shape: tuple[int, int]) -> da.Array:
@@ -195,6 +216,23 @@ def _check_bands(path: Path, native: xr.Dataset, features: Features, coarse: Coa
     ]
     if faults:
         raise ConfigError(faults)
+
+
+def bands_read(bands: xr.Dataset, features: Features, coarse: Coarse) -> tuple[list[str], list[str]]:
+    """Stored bands that a feature set reads, and what it asks for that is neither stored nor can be made of others."""
+    asked = dict.fromkeys(_bands_needed(features))
+    read = dict.fromkeys(part for name in asked for part in _parts(bands, name, coarse))
+    return list(read), [name for name in asked if not _available(bands, name, coarse)]
+
+
+def _parts(bands: xr.Dataset, name: str, coarse: Coarse) -> list[str]:
+    if name == "coarse":
+        return []
+    if _stored(bands, name, coarse):
+        return [name]
+    if coarse.method != "given" and name.startswith("coarse_"):
+        return _parts(bands, name.removeprefix("coarse_"), coarse)
+    return [stored for part in INDICES.get(name, ()) for stored in _parts(bands, part, coarse)]
 
 
 def _bands_needed(features: Features) -> list[str]:
@@ -249,10 +287,16 @@ def _coarsen(field: da.Array, coarse: Coarse) -> da.Array:
     return field.map_blocks(how, factor=coarse.factor, dtype=np.float32)
 
 
-def _smooth_coarse(native: xr.Dataset, coarse: Coarse, target: str) -> da.Array:
+def _textured(native: xr.Dataset, name: str, coarse: Coarse, target: str) -> da.Array:
+    """A band as texture is looked for in it; the coarse field without its steps."""
+    if name == "coarse":
+        return without_steps(_coarse(native, coarse, target), coarse.block_px)
+    return _band(native, name, coarse=coarse, target=target)
+
+
+def without_steps(coarse: da.Array, block_px: int) -> da.Array:
     """Coarse field, linear between the centres of its blocks: texture means nothing on steps."""
-    field = _coarse(native, coarse, target)
-    return field.map_blocks(_between_centres, factor=coarse.block_px, dtype=np.float32)
+    return coarse.map_blocks(_between_centres, factor=block_px, dtype=np.float32) if block_px > 1 else coarse
 
 
 def _block_mean_on_grid(field: NDArray[np.float32], factor: int) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -14,29 +15,54 @@ import torch
 
 from sifscale import progress
 from sifscale.averaging import weight_average
-from sifscale.config import RunConfig
+from sifscale.config import WITHOUT_TRUTH, RunConfig
 from sifscale.datamodule import CropDataModule
 from sifscale.models import parameter_count
 from sifscale.models.regression import Fitted
 from sifscale.splits import TRAIN, VALIDATION
 from sifscale.task import DownscalingTask
-from sifscale.tracking import RunLog
+from sifscale.tracking import Pruned, RunLog
+from sifscale.trial import SearchTrial
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # hardware lists, advertising
 
 
+@dataclass(frozen=True)
+class Fit:
+    """Metrics by epoch (name -> [(epoch, value)]), and the validation scores of the epoch that is kept."""
+
+    history: dict[str, list[tuple[int, float]]]
+    kept: dict[str, float]
+
+
+class StopHopeless(pl.Callback):
+    """Reports each epoch's validation scores to a search and stops where it finds the run hopeless; says ``why``."""
+
+    def __init__(self, trial: SearchTrial) -> None:
+        self.trial, self.why = trial, ""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        scores = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        self.why = self.trial.report(scores, trainer.current_epoch, trainer.max_epochs or 0)
+        trainer.should_stop |= bool(self.why)
+
+
 def fit(
-    run: RunConfig, task: DownscalingTask, data: CropDataModule, folder: Path, tracker: RunLog
-) -> dict[str, list[tuple[int, float]]]:
+    run: RunConfig,
+    task: DownscalingTask,
+    data: CropDataModule,
+    folder: Path,
+    tracker: RunLog,
+    trial: SearchTrial | None = None,
+) -> Fit:
     """Train, keep the best checkpoint on validation (the last where there is none), return metrics by epoch.
 
     Models that learn in one step, or nothing, have no epochs and thus no such metrics. Raises ValueError where there
-    is no pixel to learn from.
+    is no pixel to learn from, and Pruned where ``trial``'s search finds the run hopeless.
     """
     if isinstance(task.model, Fitted) or not parameter_count(task.model):
-        _fit_in_one_step(run, task, data, folder, tracker)
-        return {}
+        return Fit({}, _fit_in_one_step(run, task, data, folder, tracker))
     history = progress.EpochLog(tracker, folder / "history.json")
     log.info("run folder: %s (if stopped, go on with resume=%s)", folder, folder)
     log.info(
@@ -48,7 +74,7 @@ def fit(
     monitored = data.plans.validation is not None
     # without fine truth the choice of the epoch must not see it either
     pixels_or_cells = "val/cells_rmse" if run.evaluation.cell_px else "val/rmse"
-    chosen_by = "val/loss" if run.trainer.loss == "aggregate" else pixels_or_cells
+    chosen_by = "val/loss" if run.trainer.loss in WITHOUT_TRUTH else pixels_or_cells
     keep = pl.callbacks.ModelCheckpoint(
         folder / "checkpoints",
         filename="best",
@@ -61,6 +87,9 @@ def fit(
         callbacks.append(pl.callbacks.EarlyStopping(chosen_by, patience=run.trainer.patience))
     if run.trainer.progress:
         callbacks.append(progress.EpochBar())
+    hopeless = StopHopeless(trial) if trial else None
+    if hopeless:
+        callbacks.append(hopeless)
     last = folder / "checkpoints" / "last.ckpt"
     started = time.perf_counter()
     trainer = lightning_trainer(run, callbacks, folder, validate=monitored)
@@ -72,22 +101,26 @@ def fit(
     samples = len(data.plans.train) * (trainer.current_epoch - history.first_epoch)
     if samples:  # none where a finished run is resumed
         tracker.metrics({"perf/samples_per_s": samples / seconds, "perf/train_s": seconds})
+    if hopeless and hopeless.why:
+        raise Pruned(hopeless.why)
     best = Path(keep.best_model_path or last)
     state = torch.load(best, weights_only=True, map_location="cpu")
     task.load_state_dict(state["state_dict"])
-    tracker.metrics({"best_epoch": float(state["epoch"])})
-    tracker.artifact(best, "checkpoints")
-    return history.values
+    kept = history.at(state["epoch"])
+    tracker.metrics({"best_epoch": float(state["epoch"])} | {f"best/{name}": kept[name] for name in kept})
+    if not run.tracking.log_model:  # which holds the checkpoint
+        tracker.artifact(best, "checkpoints")
+    return Fit(history.values, kept)
 
 
 def _fit_in_one_step(
     run: RunConfig, task: DownscalingTask, data: CropDataModule, folder: Path, tracker: RunLog
-) -> None:
+) -> dict[str, float]:
     """What a baseline learns, if anything; then validation scores and a checkpoint, as a network has them."""
     best = folder / "checkpoints" / "best.ckpt"
     if run.resume and best.exists():
         task.load_state_dict(torch.load(best, weights_only=True, map_location="cpu")["state_dict"])
-        return
+        return {}
     if isinstance(task.model, Fitted):
         started = time.perf_counter()
         found = fit_at_once(task, data, run.seed)
@@ -95,11 +128,15 @@ def _fit_in_one_step(
         seconds = {"perf/train_s": time.perf_counter() - started}
         tracker.metrics(seconds | {f"fit/{name}": value for name, value in found.items()})
     trainer = lightning_trainer(run, [], folder, validate=data.plans.validation is not None)
+    kept: dict[str, float] = {}
     with known_warnings():
         for scores in trainer.validate(task, data, verbose=False):
-            tracker.metrics(dict(scores))
+            kept |= scores
+    tracker.metrics(kept)
     trainer.save_checkpoint(best, weights_only=False)
-    tracker.artifact(best, "checkpoints")
+    if not run.tracking.log_model:  # which holds the checkpoint
+        tracker.artifact(best, "checkpoints")
+    return kept
 
 
 def fit_at_once(task: DownscalingTask, data: CropDataModule, seed: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sifscale.config import LegacyFeatures
-from sifscale.features import Channel, FeatureCube
+from sifscale.features import Channel, FeatureCube, without_steps
 
 LayerMap: TypeAlias = Callable[[da.Array], da.Array]
 
@@ -28,17 +28,18 @@ LBP_NEIGHBOURS = ((0, 1), (-1, 1), (-1, 0), (-1, -1), (0, -1), (1, -1), (1, 0), 
 def extend(features: FeatureCube, legacy: LegacyFeatures) -> FeatureCube:
     """Add the notebooks' channels and scaling to a lazy feature cube, as the options say.
 
-    lbp: codes of coarse SIF x 0.5. difference: target - coarse, which gives the target away.
-    minmax_everything: each channel but LBP to [0, 1] over the whole sample, test pixels included. zero_gaps:
-    gaps become 0 in predictors, coarse and target, and count as observed (padding does not).
+    lbp: codes of coarse SIF (or of the predictor ``lbp_source``) x 0.5. difference: target - coarse, which gives the
+    target away. minmax_everything: each channel but LBP to [0, 1] over the whole sample, test pixels included.
+    zero_gaps: gaps become 0 in predictors, coarse and target, and count as observed (padding does not).
     """
     scale: LayerMap = partial(_map, minmax) if legacy.minmax_everything else _unchanged
     channels = list(features.channels)
     parts = [scale(features.predictors)]
     observed = da.where(features.valid, features.coarse, np.float32(np.nan))
     if legacy.lbp:
-        channels.append(Channel("notebook LBP x 0.5", False))
-        parts.append(_map(notebook_lbp, observed)[:, None])
+        of_other = "" if legacy.lbp_source == "coarse" else f"({legacy.lbp_source})"
+        channels.append(Channel(f"notebook LBP x 0.5{of_other}", False))
+        parts.append(_map(notebook_lbp, _lbp_source(features, legacy.lbp_source))[:, None])
     if legacy.difference:
         channels.append(Channel("target - coarse", True))
         parts.append(scale(features.target - observed)[:, None])
@@ -53,6 +54,14 @@ def extend(features: FeatureCube, legacy: LegacyFeatures) -> FeatureCube:
         target=da.where(features.valid, features.target, np.float32(0)),
         valid=features.valid | _in_field(features),
     )
+
+
+def _lbp_source(features: FeatureCube, name: str) -> da.Array:
+    """Field (sample, y, x) whose codes are wanted: coarse SIF where it was observed, or a predictor."""
+    if name != "coarse":
+        return features.predictors[:, features.names.index(name)]
+    smooth = without_steps(features.coarse, features.block_px)  # block means; the notebooks' field had no steps
+    return da.where(features.valid, smooth, np.float32(np.nan))
 
 
 def _in_field(features: FeatureCube) -> NDArray[np.bool_]:

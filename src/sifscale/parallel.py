@@ -12,18 +12,16 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from itertools import islice
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import dask
-from distributed import Client, Future, KilledWorker, LocalCluster, as_completed
-from distributed.client import FutureCancelledError
 from tqdm import tqdm
+
+if TYPE_CHECKING:  # loaded where it is needed: most trainings find their cube built
+    from distributed import Client, Future
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-# Its reports of every connection are for those who debug a cluster.
-logging.getLogger("distributed").setLevel(logging.WARNING)
 
 LOCAL_SCHEDULERS = ("synchronous", "threads", "processes")
 
@@ -114,6 +112,10 @@ def _on_cluster(
     memory_limit_mb: int | None,
 ) -> Generator[tuple[int, Result], None, None]:
     """Index and result of each item, as they come; two items a worker thread are under way, never all."""
+    from distributed import as_completed
+
+    # Its reports of every connection are for those who debug a cluster.
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     with ExitStack() as stack:
         client = _connect(stack, scheduler, workers, memory_limit_mb)
         slots = 2 * sum(client.nthreads().values())
@@ -134,6 +136,8 @@ def _on_cluster(
 
 def _connect(stack: ExitStack, scheduler: str, workers: int, memory_limit_mb: int | None) -> Client:
     """A client of the scheduler; what was started for it is closed with the stack."""
+    from distributed import Client, LocalCluster
+
     if scheduler.startswith("tcp://"):
         return _connect_elsewhere(stack, scheduler)
     stack.enter_context(dask.config.set(_CLUSTER_CONFIG))
@@ -156,6 +160,8 @@ def _connect(stack: ExitStack, scheduler: str, workers: int, memory_limit_mb: in
 
 
 def _connect_elsewhere(stack: ExitStack, address: str) -> Client:
+    from distributed import Client
+
     try:
         client: Client = stack.enter_context(Client(address, timeout=_CONNECT_SECONDS, set_as_default=False))
     except (OSError, ValueError) as error:
@@ -171,6 +177,9 @@ def _connect_elsewhere(stack: ExitStack, address: str) -> Client:
 
 
 def _result(future: Future[Result], item: object, scheduler: str, memory_limit_mb: int | None) -> Result:
+    from distributed import KilledWorker
+    from distributed.client import FutureCancelledError
+
     try:
         result: Result = future.result()
     except KilledWorker:

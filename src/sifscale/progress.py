@@ -36,6 +36,11 @@ class EpochLog(pl.Callback):
             self.tracker.metrics(scores, step=epoch)
             self.path.write_text(json.dumps(self.values))
 
+    def at(self, epoch: int) -> dict[str, float]:
+        """Validation scores of an epoch, empty where there was no validation."""
+        scores = {name: dict(pairs).get(epoch) for name, pairs in self.values.items() if name.startswith("val/")}
+        return {name: value for name, value in scores.items() if value is not None}
+
     def state_dict(self) -> dict[str, Any]:
         return {"values": {name: [list(pair) for pair in pairs] for name, pairs in self.values.items()}}
 

@@ -10,7 +10,7 @@ from statistics import mean
 from rich.console import Console
 from rich.table import Table
 
-from sifscale.bootstrap import BlockSums, Difference, paired_difference
+from sifscale.bootstrap import BlockSums, Difference, difference_of_seeds
 from sifscale.config import Study
 from sifscale.metrics import Sums, merged, pooled, skill
 from sifscale.noise_floor import describe
@@ -20,7 +20,8 @@ from sifscale.noise_floor import describe
 class Outcome:
     """What a finished run left: its arm, metric sums of the test, the notebooks' R2 (legacy only), findings.
 
-    blocks: the sums by block of the map. noise_sd, noise_floor_rmse: of the target (``noise_floor.py``), where known.
+    blocks: the sums by block of the map; references: pooled sums of the predictions that were tested beside the model.
+    noise_sd, noise_floor_rmse: of the target (``noise_floor.py``), where known.
     """
 
     arm: str
@@ -28,6 +29,8 @@ class Outcome:
     r2_positions: float | None
     findings: tuple[str, ...]
     blocks: BlockSums = field(default_factory=dict)
+    seed: str = ""
+    references: Mapping[str, Sums] = field(default_factory=dict)
     noise_sd: float | None = None
     noise_floor_rmse: float | None = None
 
@@ -81,7 +84,7 @@ def study_rows(study: Study, outcomes: Sequence[Outcome]) -> list[dict[str, obje
     """One row an arm, in order of appearance: scores pooled over folds (or averaged over runs) and reference figures.
 
     Pooling adds the sums of all folds before finishing; ``pool: none`` averages the finished scores of repeated runs.
-    Differences to the study's baseline are of scores pooled over all runs of an arm, by the paired block bootstrap.
+    Differences to the study's baseline are those of ``bootstrap.difference_of_seeds``.
     """
     groups: dict[str, list[Outcome]] = defaultdict(list)
     for outcome in outcomes:
@@ -120,14 +123,19 @@ def _noise(runs: Sequence[Outcome]) -> dict[str, float]:
 
 def _beyond(runs: Sequence[Outcome], baseline: Sequence[Outcome]) -> dict[str, object]:
     """RMSE less that of the baseline, its interval, and skill over it; why not, where they cannot be compared."""
-    ours, theirs = (merged(run.blocks for run in of_arm) for of_arm in (runs, baseline))
     try:
-        found = paired_difference(ours, theirs)
+        found = difference_of_seeds(by_seed(runs), by_seed(baseline))
     except ValueError as error:
         return {"baseline_fault": str(error)}
-    rmse, reference = (pooled(blocks).finish()["rmse"] for blocks in (ours, theirs))
+    rmse, reference = (pooled(merged(run.blocks for run in of_arm)).finish()["rmse"] for of_arm in (runs, baseline))
     numbers = {f"baseline_{name}": value for name, value in asdict(found).items()}
     return {**numbers, "baseline_skill": skill(rmse, reference)}
+
+
+def by_seed(runs: Sequence[Outcome]) -> dict[str, BlockSums]:
+    """Sums by seed and block: the folds of a seed together."""
+    seeds = dict.fromkeys(run.seed for run in runs)
+    return {seed: merged(run.blocks for run in runs if run.seed == seed) for seed in seeds}
 
 
 def study_table(study: Study, rows: Sequence[Mapping[str, object]], units: str) -> Table:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from sifscale.config import BlocksSplit, ConfigError, HoldOutSplit, PlacesSplit
+from sifscale.config import BlocksSplit, ConfigError, PlacesSplit, SamplesSplit, TimeSplit
 
 NOWHERE, TRAIN, VALIDATION, TEST = 0, 1, 2, 3
 PART_NAMES = {NOWHERE: "guard", TRAIN: "train", VALIDATION: "validation", TEST: "test"}
@@ -68,16 +68,17 @@ def split_blocks(split: BlocksSplit, shape: tuple[int, int], seed: int) -> NDArr
 
 
 def split_samples(
-    split: HoldOutSplit, places: Sequence[str], times: NDArray[np.datetime64], seed: int
+    split: TimeSplit | SamplesSplit, places: Sequence[str], times: NDArray[np.datetime64], seed: int
 ) -> NDArray[np.int8]:
     """Part of each sample, shape (sample,).
 
-    ``time``: all samples of the last moments are the test, of those before them the validation. ``samples``:
-    whole places are drawn, so that no place is in two parts. ConfigError where nothing is left to train on.
+    ``time``: all samples of the last (or the first) moments are the test, of those beside them the validation.
+    ``samples``: whole places are drawn, so that no place is in two parts. ConfigError where nothing is left to train
+    on.
     """
-    if split.name == "time":
+    if isinstance(split, TimeSplit):
         keys = [str(time) for time in times]
-        groups = sorted(set(keys), reverse=True)
+        groups = sorted(set(keys), reverse=split.tested == "last")
     else:
         keys = list(places)
         groups = [str(place) for place in np.random.default_rng(seed).permutation(sorted(set(keys)))]
@@ -120,7 +121,7 @@ def split_places(split: PlacesSplit, places: Sequence[str]) -> NDArray[np.int8]:
 
 
 def make_split(
-    split: BlocksSplit | PlacesSplit | HoldOutSplit,
+    split: BlocksSplit | PlacesSplit | TimeSplit | SamplesSplit,
     shape: tuple[int, int],
     places: Sequence[str],
     times: NDArray[np.datetime64],
@@ -141,7 +142,7 @@ def make_split(
         else:
             by_sample = split_samples(split, places, times, seed)
         parts = np.broadcast_to(by_sample[:, None, None], (len(places), *shape))
-    no_validation = isinstance(split, HoldOutSplit) and not split.validation_share
+    no_validation = isinstance(split, TimeSplit | SamplesSplit) and not split.validation_share
     wanted = [TRAIN] if no_validation else [TRAIN, VALIDATION]
     empty = [PART_NAMES[part] for part in wanted if not (parts == part).any()]
     if empty:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sifscale.conservation import block_means, conserve
 from sifscale.datamodule import Batch, Scaler
-from sifscale.losses import PIXEL_LOSSES, aggregate, error_weighted, total_variation
+from sifscale.losses import PIXEL_LOSSES, aggregate, error_weighted, footprints, total_variation
 from sifscale.metrics import Sums, on_cells
 from sifscale.models import MODELS, PHYSICAL
 from sifscale.models.ensemble import Ensemble
@@ -23,11 +23,30 @@ REFERENCES: tuple[Mode, ...] = ("nearest", "bilinear")  # scored beside every mo
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where a model comes from, as far as making its predictors again and judging them depends on it.
+
+    features, coarse: those sections of the run's configuration. units: of the cube's bands, by name. ranges: smallest
+    and largest value of each channel on the training part, infinite for codes and classes.
+    """
+
+    features: dict[str, Any]
+    coarse: dict[str, Any]
+    units: dict[str, str]
+    ranges: tuple[tuple[float, float], ...]
+    window: str
+    level: str
+    cube_hash: str
+    git_commit: str
+
+
+@dataclass(frozen=True)
 class TaskSpec:
     """Everything that prediction needs beside weights; kept in the checkpoint as plain values.
 
     channels: predictor names in order. block_px: edge of coarse blocks (1: coarse is a smooth field). factor: by
-    which SIF is made finer. target, units: what is predicted. members: networks of an ensemble.
+    which SIF is made finer. target, units: what is predicted. members: networks of an ensemble. origin: None in
+    checkpoints from before there was prediction of maps.
     """
 
     model: dict[str, Any]
@@ -40,6 +59,7 @@ class TaskSpec:
     target: str
     units: str
     members: int = 1
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +104,8 @@ class DownscalingTask(pl.LightningModule):
         super().__init__()
         self.save_hyperparameters()
         scaler = Scaler(**spec["scaler"])
-        self.spec = TaskSpec(**(spec | {"scaler": scaler}))
+        origin = Origin(**spec["origin"]) if spec.get("origin") else None
+        self.spec = TaskSpec(**(spec | {"scaler": scaler, "origin": origin}))
         self.optimisation = Optimisation(**optimisation)
         self.keep_positions = keep_positions
         self.model = build_model(self.spec)
@@ -102,10 +123,10 @@ class DownscalingTask(pl.LightningModule):
 
         valid (B, 1, H, W) bool: pixels over which coarse was observed; needed where the run conserves.
         """
-        raw = self._raw(predictors, coarse)
+        raw = self.each(predictors, coarse)
         return raw.mean(dim=0) if valid is None else self._conserved(raw, coarse, valid).mean(dim=0)
 
-    def _raw(self, predictors: Tensor, coarse: Tensor) -> Tensor:
+    def each(self, predictors: Tensor, coarse: Tensor) -> Tensor:
         """Predictions of all members, (members, B, 1, H, W), before they are made to conserve."""
         inputs = self._normal(predictors, coarse)
         output = self.model.each(*inputs) if isinstance(self.model, Ensemble) else self.model(*inputs)[None]
@@ -136,16 +157,19 @@ class DownscalingTask(pl.LightningModule):
     def _predict_and_judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Conserved prediction (B, 1, H, W) and loss, of an ensemble the mean over its members.
 
-        Terms about block means read the prediction before it is conserved: afterwards there is nothing to learn.
+        Terms about means of cells read the prediction before it is conserved: afterwards there is nothing to learn.
         """
         options, scale, block_px = self.optimisation, self.spec.scaler.target_scale, self.spec.block_px
-        raw = self._raw(batch["predictors"], batch["coarse"])
+        raw = self.each(batch["predictors"], batch["coarse"])
         conserved = self._conserved(raw, batch["coarse"], batch["valid"])
         names = ("coarse", "target", "valid", "scored", "weight")
         coarse, target, valid, scored, weight = _repeated(len(raw), *(batch[name] for name in names))
         every = raw.flatten(0, 1)
         if options.loss == "aggregate":  # never reads the target
             loss = aggregate(every / scale, coarse / scale, valid, scored, block_px)
+        elif options.loss == "footprints":  # nor does this
+            (seen,) = _repeated(len(raw), batch["footprint_weights"])
+            loss = footprints(every / scale, coarse / scale, seen, scored, block_px)
         elif options.loss == "cells":
             assert options.cell_px is not None
             loss = aggregate(conserved.flatten(0, 1) / scale, target / scale, scored, scored, options.cell_px)
@@ -188,7 +212,7 @@ class DownscalingTask(pl.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Add up scores of the model, of the references and of coarse consistency; returns the predictions by name."""
         target, coarse, scored = batch["target"], batch["coarse"], batch["scored"]
-        members = self._raw(batch["predictors"], coarse)
+        members = self.each(batch["predictors"], coarse)
         raw, prediction = members.mean(dim=0), self._conserved(members, coarse, batch["valid"]).mean(dim=0)
         self._add("model", Sums.of(prediction, target, scored, by_position=self.keep_positions))
         predictions = {"model": prediction}
@@ -244,4 +268,4 @@ class DownscalingTask(pl.LightningModule):
 
 def _repeated(members: int, *fields: Tensor) -> list[Tensor]:
     """Fields (B, ...) as often as there are members, (members * B, ...)."""
-    return [field.repeat(members, 1, 1, 1) if members > 1 else field for field in fields]
+    return [torch.cat([field] * members) if members > 1 else field for field in fields]

@@ -12,7 +12,7 @@ import numpy as np
 
 from sifscale import block_sums, bootstrap, noise_floor, report
 from sifscale.audit import observed_pixels, scored_pixels
-from sifscale.config import BlocksSplit, GriddedWindow, PatchWindow, PersistenceConfig, RunConfig
+from sifscale.config import BlocksSplit, GriddedWindow, NIRvRatioConfig, PatchWindow, PersistenceConfig, RunConfig
 from sifscale.datamodule import CropDataModule
 from sifscale.evaluation import BlockScores, FieldCollector, Fields, GroupSums, by_cell, errors_by, structures
 from sifscale.fitting import fit_at_once, known_warnings, lightning_trainer
@@ -222,7 +222,10 @@ def _ridge(run: RunConfig, task: DownscalingTask, data: CropDataModule) -> Downs
     """Ridge regression with conservation on the same features, fitted on the same training part."""
     strengths = run.evaluation.ridge
     known = run.protocol == "honest" and run.coarse.method == "block_mean"
-    if not (strengths and known) or run.model.name == "ridge" or isinstance(run.model, PersistenceConfig):
+    # These two have a predictor of their own, which ridge would read too.
+    more = isinstance(run.model, PersistenceConfig)
+    more = more or (isinstance(run.model, NIRvRatioConfig) and run.model.ratio == "footprint")
+    if not (strengths and known) or run.model.name == "ridge" or more:
         return None
     model = {"name": "ridge", "strengths": strengths}
     spec = replace(task.spec, model=model, conservation="additive", members=1)

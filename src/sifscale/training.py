@@ -3,32 +3,33 @@
 from __future__ import annotations
 
 import logging
-import sys
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytorch_lightning as pl
 import torch
 
-from sifscale import feature_store, legacy, report, run_figures, selection
+from sifscale import champion, feature_store, legacy, report, run_figures, selection
 from sifscale import features as feature_room
-from sifscale.audit import Finding, audit, below_noise_floor, guard_distance_px
-from sifscale.config import ConfigError, LegacySplit, PersistenceConfig, RunConfig
+from sifscale.audit import Finding, audit, below_noise_floor
+from sifscale.config import WITHOUT_TRUTH, ConfigError, LegacySplit, NIRvRatioConfig, PersistenceConfig, RunConfig
 from sifscale.crops import Plans, covering_crops, make_plans
 from sifscale.cube import Cube
-from sifscale.datamodule import CropDataModule, fit_scaler, training_pixels
+from sifscale.datamodule import CropBatches, CropDataModule, channel_ranges, fit_scaler, training_pixels
 from sifscale.features import FeatureCube
 from sifscale.fitting import fit
 from sifscale.models.persistence import with_other_composite
+from sifscale.models.ratio import with_footprint_ratio
 from sifscale.resuming import resumed_run_id
+from sifscale.run_record import log_choices, log_correlation, opening_tags, run_name
+from sifscale.served_model import log_model
 from sifscale.splits import TEST, make_split, padded
-from sifscale.task import DownscalingTask, Optimisation, TaskSpec
+from sifscale.task import DownscalingTask, Optimisation, Origin, TaskSpec
 from sifscale.testing import Tested, test
 from sifscale.tracking import RunLog, git_commit, is_main_process, run_log
+from sifscale.trial import SearchTrial, trial_tags
 from sifscale.windows import open_or_build
 
 log = logging.getLogger(__name__)
@@ -43,11 +44,11 @@ class Outcome:
     findings: list[Finding]
 
 
-def train_once(run: RunConfig, folder: Path, parent: str | None = None) -> Outcome:
+def train_once(run: RunConfig, folder: Path, parent: str | None = None, trial: SearchTrial | None = None) -> Outcome:
     """Train (where there is something to train), test and log one run in ``folder``.
 
-    parent: id of the MLflow run that this one belongs to. Raises ValueError with clear lines where the data do not
-    allow the run, or where an honest run has a finding.
+    parent: id of the MLflow run that this one belongs to. trial: of a search, which may stop the run. Raises ValueError
+    with clear lines where the data do not allow the run, or where an honest run has a finding.
     """
     if run.trainer.threads:
         torch.set_num_threads(run.trainer.threads)
@@ -60,41 +61,52 @@ def train_once(run: RunConfig, folder: Path, parent: str | None = None) -> Outco
         features = with_other_composite(features, plans.parts)
     findings = audit(features, plans, scaler_saw(run, features, plans))
     resumed = resumed_run_id(folder) if run.resume else None
-    name = run.label if parent is None else f"{run.label}, {folder.name}"
-    with run_log(run.tracking, name, resume=resumed, command=sys.argv, parent=parent) as tracker:
+    opening = opening_tags(run, folder) | trial_tags(trial)
+    with run_log(run.tracking, run_name(run), resume=resumed, parent=parent, tags=opening) as tracker:
         (folder / "run_id").write_text(tracker.run_id)
         log_choices(run, tracker, folder, cube, features, plans, findings)
         log_correlation(tracker, folder, *correlation)
         judge(run, findings)
-        task = make_task(run, features, plans)
+        task = make_task(run, features, plans, cube)
         data = CropDataModule(
             features, plans, batch_size=run.trainer.batch_size, seed=run.seed, augment=run.crop.augment
         )
-        history = fit(run, task, data, folder, tracker)
+        fitted = fit(run, task, data, folder, tracker, trial)
+        keep_model(run, tracker, folder, task, data)
         metrics, tested = test(run, task, data, application(run, cube, features.names), folder, tracker)
         judge_score(run, metrics, tracker)
         if is_main_process():
-            pictures = run_figures.draw(
-                run, task, data, history, correlation, metrics, tested, folder / "figures"
-            )
-            for picture in pictures:
-                tracker.artifact(picture, "figures")
+            champion.register(run, tracker, cube, plans, fitted.kept.get(champion.SCORE), folder)
+            if run.evaluation.figures:
+                for picture in run_figures.draw(
+                    run, task, data, fitted.history, correlation, metrics, tested, folder / "figures"
+                ):
+                    tracker.artifact(picture, "figures")
             say_where(run, folder)
+    if trial:
+        trial.trained(fitted.kept)
     return Outcome(metrics, tested, findings)
 
 
 def prepare_features(run: RunConfig, cube: Cube) -> FeatureCube:
     """The run's feature cube, materialised once for all runs with the same cube and feature options."""
     window, truth = run.window, run.window.truth if run.level == "fine" else None
-    lazy = feature_room.build(cube, run.features, run.coarse, window.target, truth=truth, cover=window.cover)
+    by_footprint = isinstance(run.model, NIRvRatioConfig) and run.model.ratio == "footprint"
+    footprints = by_footprint or run.trainer.loss == "footprints"
+    lazy = feature_room.build(
+        cube, run.features, run.coarse, window.target, truth=truth, cover=window.cover, footprints=footprints
+    )
     if run.features.legacy:
         lazy = legacy.extend(lazy, run.features.legacy)
     chosen = run.features.model_copy(update={"name": "", "select": None})  # neither changes what is stored
     cover = window.cover.model_dump() if window.cover else None
-    path = feature_store.materialise(
-        lazy, Path(run.paths.data), cube.hash, chosen, run.coarse, window.target, truth, cover
-    )
-    return feature_store.open_features(path, run.trainer.memory_limit_mb)
+    key = (cube.hash, chosen, run.coarse, window.target, truth, cover, *(["footprints"] if footprints else []))
+    path = feature_store.materialise(lazy, Path(run.paths.data), *key)
+    features = feature_store.open_features(path, run.trainer.memory_limit_mb)
+    if by_footprint:
+        assert isinstance(run.model, NIRvRatioConfig)
+        features = with_footprint_ratio(features, run.model.floor)
+    return features
 
 
 def prepare_plans(run: RunConfig, features: FeatureCube) -> Plans:
@@ -152,6 +164,13 @@ def scaler_saw(run: RunConfig, features: FeatureCube, plans: Plans) -> np.ndarra
     return training_pixels(plans, features, run.normalisation)
 
 
+def keep_model(run: RunConfig, tracker: RunLog, folder: Path, task: DownscalingTask, data: CropDataModule) -> None:
+    """Log what was trained as a model that MLflow can load."""
+    if run.tracking.log_model and is_main_process():
+        crops = CropBatches(data.features, data.plans.test, data.plans.parts)
+        log_model(tracker, folder / "checkpoints" / "best.ckpt", task.spec, run.trainer.precision, crops[[0]])
+
+
 def judge(run: RunConfig, findings: list[Finding]) -> None:
     """Findings are fatal under ``honest`` and printed under ``legacy``."""
     if findings and run.protocol == "honest":
@@ -170,58 +189,10 @@ def judge_score(run: RunConfig, metrics: dict[str, float], tracker: RunLog) -> N
         tracker.tags({"audit": str(finding)})
 
 
-def log_choices(
-    run: RunConfig,
-    tracker: RunLog,
-    folder: Path,
-    cube: Cube,
-    features: FeatureCube,
-    plans: Plans,
-    findings: list[Finding],
-) -> None:
-    """Parameters, resolved YAML, crop plans and tags: what is needed to see how the numbers were made."""
-    log_config(run, tracker, folder, {"channels": features.names})
-    for name in ("train", "validation", "test"):
-        plan = getattr(plans, name)
-        if plan is not None:
-            plan.save(folder / f"crops_{name}.csv")
-            tracker.artifact(folder / f"crops_{name}.csv", "crops")
-    guard = str(guard_distance_px(plans, features.coarse.shape))
-    tracker.tags(tags(run, cube, findings) | {"crop_plan": plans.train.hash, "guard_distance_px": guard})
-
-
-def log_config(run: RunConfig, tracker: RunLog, folder: Path, more: Mapping[str, Any]) -> None:
-    """The whole configuration, as parameters (with ``more``) and as YAML."""
-    values = run.model_dump(mode="json")
-    tracker.parameters({k: v for k, v in values.items() if k != "study"} | dict(more))
-    tracker.yaml(values, folder / "config.yaml")
-
-
-def tags(run: RunConfig, cube: Cube, findings: Sequence[Finding]) -> dict[str, str]:
-    """What the run list shows of a run, and what finds it again."""
-    return {
-        "arm": run.label,
-        "protocol": run.protocol,
-        "window": run.window.name,
-        "features": run.features.name,
-        "model": run.model.name,
-        "git_commit": git_commit(),
-        "cube_hash": cube.hash,
-        "audit": "; ".join(map(str, dict.fromkeys(findings))) or "no finding",
-        **({"study": run.study.name} if run.study else {}),
-    }
-
-
-def log_correlation(tracker: RunLog, folder: Path, names: list[str], matrix: np.ndarray[Any, Any]) -> None:
-    """Correlation of coarse SIF and all bands on the training part, as a table beside the figure."""
-    pd.DataFrame(matrix, index=names, columns=names).to_csv(folder / "correlation.csv", float_format="%.4f")
-    tracker.artifact(folder / "correlation.csv")
-
-
-def make_task(run: RunConfig, features: FeatureCube, plans: Plans) -> DownscalingTask:
-    """Model, scaler and optimiser options in one Lightning module."""
+def make_task(run: RunConfig, features: FeatureCube, plans: Plans, cube: Cube | None = None) -> DownscalingTask:
+    """Model, scaler and optimiser options in one Lightning module; without ``cube`` it cannot predict maps."""
     known = features
-    if run.trainer.loss == "aggregate":  # without fine truth, its spread is not known either
+    if run.trainer.loss in WITHOUT_TRUTH:  # without fine truth, its spread is not known either
         observed = np.where(features.valid, features.coarse, np.nan).astype(np.float32)
         known = replace(features, target=observed)
     scaler = fit_scaler(
@@ -238,6 +209,7 @@ def make_task(run: RunConfig, features: FeatureCube, plans: Plans) -> Downscalin
         target=run.window.target,
         units=run.window.units.get(run.window.target, "1"),
         members=run.trainer.members,
+        origin=origin(run, features, plans, cube) if cube else None,
     )
     named = {field.name for field in fields(Optimisation)}
     options = run.trainer.model_dump(include=named) | run.evaluation.model_dump(include=named)
@@ -249,9 +221,26 @@ def make_task(run: RunConfig, features: FeatureCube, plans: Plans) -> Downscalin
     return task
 
 
+def origin(run: RunConfig, features: FeatureCube, plans: Plans, cube: Cube) -> Origin:
+    """What makes the run's predictors again from another cube, and what they were in training."""
+    grids = [cube.native, *([cube.fine] if cube.fine is not None else [])]
+    bands = {str(name): band for grid in grids for name, band in grid.data_vars.items()}
+    inside = training_pixels(plans, features, run.normalisation.model_copy(update={"fit": "train"}))
+    return Origin(
+        features=run.features.model_dump(mode="json"),
+        coarse=run.coarse.model_dump(mode="json"),
+        units={name: str(band.attrs.get("units", "1")) for name, band in bands.items()},
+        ranges=channel_ranges(features, inside),
+        window=run.window.name,
+        level=run.level,
+        cube_hash=cube.hash,
+        git_commit=git_commit(),
+    )
+
+
 def say_where(run: RunConfig, folder: Path) -> None:
     """Print where pictures and runs are."""
     report.show(
-        f"figures: {folder / 'figures'}",
+        *([f"figures: {folder / 'figures'}"] if run.evaluation.figures else []),
         f"MLflow:  mlflow ui --backend-store-uri {run.tracking.uri}   (experiment '{run.tracking.experiment}')",
     )

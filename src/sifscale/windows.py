@@ -87,17 +87,21 @@ def build_cube(config: BuildConfig) -> Build:
 
     Raises ValueError (SourceError) with one clear line for unusable input.
     """
+    with _alone(cube_path(config)):
+        return _build_cube(config)
+
+
+def _build_cube(config: BuildConfig) -> Build:
     window, path = config.window, cube_path(config)
-    with _alone(path):
-        log.info("building the cube of window %s", window.name)
-        attrs = {"window": window.name, "target": window.target, "window_digest": window_digest(config)}
-        if isinstance(window, GriddedWindow):
-            hashes, faults = build_gridded(window, raw_folder(config), config.dask, path, attrs)
-        elif isinstance(window, PatchWindow):
-            hashes, faults = _build_patches(config, window, path, attrs), {}
-        else:
-            hashes, faults = _build_tables(config, window, path, attrs), {}
-        _note_inputs(path, raw_folder(config), [*hashes, *faults])
+    log.info("building the cube of window %s", window.name)
+    attrs = {"window": window.name, "target": window.target, "window_digest": window_digest(config)}
+    if isinstance(window, GriddedWindow):
+        hashes, faults = build_gridded(window, raw_folder(config), config.dask, path, attrs)
+    elif isinstance(window, PatchWindow):
+        hashes, faults = _build_patches(config, window, path, attrs), {}
+    else:
+        hashes, faults = _build_tables(config, window, path, attrs), {}
+    _note_inputs(path, raw_folder(config), [*hashes, *faults])
     log.info("wrote %s", path)
     return Build(path, faults)
 
@@ -131,23 +135,38 @@ def _alone(path: Path) -> Iterator[None]:
 
 def window_digest(config: BuildConfig) -> str:
     """Names everything in a window's configuration that its cube depends on."""
-    return digest(config.window.model_dump(mode="json", exclude=NOT_IN_THE_CUBE))
+    values = config.window.model_dump(mode="json", exclude=NOT_IN_THE_CUBE)
+    if values.get("footprint_weights") is None:  # cubes without them keep the digest from before there were any
+        values.pop("footprint_weights", None)
+    return digest(values)
 
 
 def open_or_build(config: BuildConfig) -> Cube:
     """The window's cube; built first where there is none, or where its configuration or raw files have changed."""
     path = cube_path(config)
-    if path.exists():
-        cube = open_cube(path)
-        if cube.attrs.get("window_digest") == window_digest(config) and _same_inputs(cube, config):
+    if cube := _current(config):
+        return cube
+    with _alone(path):
+        if cube := _current(config):  # built by another job meanwhile
             return cube
-        log.info("window %s or its raw files have changed", config.window.name)
-    if isinstance(config.window, OsseWindow):
-        build_raw(config)
-    build = build_cube(config)
+        if path.exists():
+            log.info("window %s or its raw files have changed", config.window.name)
+        if isinstance(config.window, OsseWindow):
+            build_raw(config)
+        build = _build_cube(config)
     for fault in build.faults.values():
         log.warning("left out: %s", fault)
     return open_cube(path)
+
+
+def _current(config: BuildConfig) -> Cube | None:
+    """The window's cube, unless there is none or it is out of date."""
+    path = cube_path(config)
+    if not path.exists():
+        return None
+    cube = open_cube(path)
+    known = cube.attrs.get("window_digest") == window_digest(config) and _same_inputs(cube, config)
+    return cube if known else None
 
 
 def _same_inputs(cube: Cube, config: BuildConfig) -> bool:

@@ -56,7 +56,7 @@ def test_another_place_is_not_read() -> None:
 
 
 def test_held_out_values_change_nothing(workplace: Workplace) -> None:
-    run = workplace.config("split=time", "window.period.end=2019-06-25", "window.name=longer")
+    run = workplace.config("split=time", "window.period.end=2019-06-25", "window.name=tiny")
     features = prepare_features(run, open_or_build(run))
     split = np.array([TRAIN, VALIDATION, TEST], dtype=np.int8)[:, None, None]
     found = with_other_composite(features, split).predictors

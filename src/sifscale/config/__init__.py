@@ -21,13 +21,16 @@ from pydantic import BaseModel, ValidationError
 from sifscale.config.model_sections import (
     CNNDenseConfig,
     InterpolationConfig,
+    NIRvRatioConfig,
     PersistenceConfig,
     SIFNetConfig,
     UNetConfig,
 )
+from sifscale.config.predict_sections import PredictConfig
 from sifscale.config.relations import relation_faults
 from sifscale.config.sections import (
     NIRV_SOURCES,
+    WITHOUT_TRUTH,
     BlocksSplit,
     BuildCommand,
     BuildConfig,
@@ -35,7 +38,6 @@ from sifscale.config.sections import (
     CompareConfig,
     Dask,
     Features,
-    HoldOutSplit,
     LbpFeature,
     LegacyFeatures,
     LegacySplit,
@@ -45,9 +47,12 @@ from sifscale.config.sections import (
     PlacesSplit,
     RandomCrop,
     RunConfig,
+    SamplesSplit,
     Select,
+    SendConfig,
     SlidingCrop,
     Study,
+    TimeSplit,
     Tracking,
     Trainer,
 )
@@ -89,7 +94,6 @@ __all__ = [
     "GridSection",
     "GriddedWindow",
     "Gridding",
-    "HoldOutSplit",
     "InterpolationConfig",
     "Layer",
     "LbpFeature",
@@ -97,6 +101,7 @@ __all__ = [
     "LegacySplit",
     "LocalStats",
     "NIRV_SOURCES",
+    "NIRvRatioConfig",
     "Normalisation",
     "OsseWindow",
     "PROJECT_ROOT",
@@ -104,14 +109,17 @@ __all__ = [
     "Paths",
     "PersistenceConfig",
     "PlacesSplit",
+    "PredictConfig",
     "PeriodSection",
     "RandomCrop",
     "Resampling",
     "RunConfig",
     "SIFNetConfig",
+    "SamplesSplit",
     "SatelliteWindow",
     "Section",
     "Select",
+    "SendConfig",
     "Simulation",
     "SlidingCrop",
     "SoundingQuality",
@@ -120,12 +128,14 @@ __all__ = [
     "Study",
     "TableFile",
     "TableWindow",
+    "TimeSplit",
     "Tracking",
     "Trainer",
     "UNetConfig",
     "Vegetation",
     "VegetationBand",
     "VegetationQualitySection",
+    "WITHOUT_TRUTH",
     "Window",
     "digest",
     "load",
@@ -138,6 +148,9 @@ PROJECT_ROOT = Path(__file__).resolve().parents[3]
 
 # ${root:mlflow.db} in YAML: a path below the project, whichever directory the command is started from.
 OmegaConf.register_new_resolver("root", lambda path: str(PROJECT_ROOT / path), replace=True)
+# Made for studies: ${join:${model.widths},-} gives 16-32-64, for names of arms; ${last:${model.widths}} gives 64.
+OmegaConf.register_new_resolver("join", lambda values, by=" ": by.join(map(str, values)), replace=True)
+OmegaConf.register_new_resolver("last", lambda values: values[-1], replace=True)
 
 UNIONS = ("window", "crop", "split", "model")  # sections with several forms, told apart by name or source
 

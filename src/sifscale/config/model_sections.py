@@ -34,6 +34,7 @@ class SIFNetConfig(Section):
 class NIRvRatioConfig(Section):
     name: Literal["nirv_ratio"]
     floor: Annotated[float, Field(gt=0)]
+    ratio: Literal["block", "footprint"]
 
 
 class LightUseConfig(Section):

@@ -10,7 +10,7 @@ from sifscale.config.model_sections import (
     SIFNetConfig,
     UNetConfig,
 )
-from sifscale.config.sections import NIRV_SOURCES, BlocksSplit, RunConfig, SlidingCrop
+from sifscale.config.sections import NIRV_SOURCES, WITHOUT_TRUTH, BlocksSplit, PlacesSplit, RunConfig, SlidingCrop
 from sifscale.config.window_sections import GriddedWindow, PatchWindow, TableWindow
 
 READ_FINE_TRUTH = (  # models that learn from the target itself, whatever the loss
@@ -36,6 +36,8 @@ def relation_faults(run: RunConfig) -> list[str]:
         *_block_mean_faults(run),
         *_training_faults(run),
         *_level_faults(run),
+        *_footprint_faults(run),
+        *_tracking_faults(run),
     ]
 
 
@@ -92,6 +94,12 @@ def _feature_faults(run: RunConfig) -> list[str]:
             faults.append(
                 f"{key}: must be coarse, {', '.join(native)} or coarse_ before one of these (found '{band}')"
             )
+    legacy = features.legacy
+    if legacy and legacy.lbp and legacy.lbp_source not in ("coarse", *features.bands):
+        faults.append(
+            f"features.legacy.lbp_source: must be coarse or one of features.bands, {', '.join(features.bands)} "
+            f"(found '{legacy.lbp_source}')"
+        )
     if run.coarse.method == "given" and not (isinstance(window, TableWindow) and window.has_given_coarse):
         faults.append(
             "coarse.method: window has no given coarse field; use block_mean or moving_mean (found 'given')"
@@ -162,12 +170,12 @@ def _model_faults(run: RunConfig) -> list[str]:
 
 
 def _block_mean_faults(run: RunConfig) -> list[str]:
-    faults, aggregate = [], run.trainer.loss == "aggregate"
+    faults, loss = [], run.trainer.loss
     if run.coarse.method != "block_mean":
         needs = {
             f"conservation={run.conservation}": run.conservation != "none",
             "conservation_weight above 0": run.conservation_weight > 0,
-            "trainer.loss=aggregate": aggregate,
+            "trainer.loss=aggregate": loss == "aggregate",
         }
         faults += [
             f"coarse.method: must be block_mean for {name}: other coarse fields are no means of cells "
@@ -175,10 +183,10 @@ def _block_mean_faults(run: RunConfig) -> list[str]:
             for name, needed in needs.items()
             if needed
         ]
-    if aggregate and run.model.name in READ_FINE_TRUTH:
+    if loss in WITHOUT_TRUTH and run.model.name in READ_FINE_TRUTH:
         faults.append(
-            f"trainer.loss: must not be aggregate, which stands for training without fine truth, for model.name="
-            f"{run.model.name}, which learns from it (found 'aggregate')"
+            f"trainer.loss: must not be {loss}, which stands for training without fine truth, for model.name="
+            f"{run.model.name}, which learns from it (found '{loss}')"
         )
     return faults
 
@@ -215,4 +223,43 @@ def _level_faults(run: RunConfig) -> list[str]:
         )
     if run.split.name == "legacy" or isinstance(run.model, PersistenceConfig):
         faults.append("level: must be native for split=legacy and model=persistence (found 'fine')")
+    return faults
+
+
+def _footprint_faults(run: RunConfig) -> list[str]:
+    """What sees native cells through their footprints needs the weights of fine pixels in them."""
+    by_loss, model = run.trainer.loss == "footprints", run.model
+    by_ratio = isinstance(model, NIRvRatioConfig) and model.ratio == "footprint"
+    if not (by_loss or by_ratio):
+        return []
+    name, window, faults = "trainer.loss=footprints" if by_loss else "model.ratio=footprint", run.window, []
+    if run.level != "fine":
+        faults.append(f"level: must be fine for {name}, which weighs fine pixels (found '{run.level}')")
+    radius = window.footprint_weights if isinstance(window, GriddedWindow) else None
+    if radius is None:
+        faults.append(
+            f"window.footprint_weights: must be given for {name}, such as 2 for footprints of 7 km over cells of 4 km, "
+            f"in a window with soundings (found None)"
+        )
+    if by_loss and run.crop.augment:
+        faults.append(f"crop.augment: must be false for {name}, since footprints are not turned (found True)")
+    support_px = (2 * radius + 1) * run.coarse.block_px if radius else 0
+    if by_loss and run.crop.size < support_px:
+        faults.append(
+            f"crop.size: must be at least {support_px} for {name}, or no cell's footprints lie inside (found "
+            f"{run.crop.size})"
+        )
+    return faults
+
+
+def _tracking_faults(run: RunConfig) -> list[str]:
+    """A champion is chosen by validation, which has to be the same for all, and of models that are logged."""
+    name, faults = run.tracking.register_as, []
+    if name and not run.tracking.log_model:
+        faults.append(f"tracking.register_as: must be null where tracking.log_model is false (found '{name}')")
+    if name and isinstance(run.split, BlocksSplit | PlacesSplit) and run.split.folds == "all":
+        faults.append(
+            f"tracking.register_as: must be null for split.folds=all, whose runs have no validation part in common "
+            f"(found '{name}')"
+        )
     return faults

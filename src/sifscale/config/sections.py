@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo
@@ -32,6 +33,8 @@ LBP_ENCODINGS = {
     "nri_uniform": ("onehot", "scaled"),
     "var": ("raw",),
 }
+
+WITHOUT_TRUTH = ("aggregate", "footprints")  # losses that read no fine target
 
 # NIRv = NDVI x NIR, and NDVI comes from red and NIR: the bands that nirv_ratio may work with, the best first.
 NIRV_SOURCES = (("nirv",), ("ndvi", "nir"), ("red", "nir"))
@@ -98,10 +101,7 @@ class BlocksSplit(_Folds):
     assignment: Literal["contiguous", "random"]
 
 
-class HoldOutSplit(Section):
-    """``time``: the last composites are the test; ``samples``: whole places are drawn for the test."""
-
-    name: Literal["time", "samples"]
+class _HoldOut(Section):
     test_share: Share
     validation_share: Annotated[float, Field(ge=0, lt=1)]  # 0: no validation, the last epoch is kept
 
@@ -112,6 +112,19 @@ class HoldOutSplit(Section):
         if test is not None and test + share >= 1:
             raise ValueError(f"must leave something to train on beside split.test_share ({test})")
         return share
+
+
+class TimeSplit(_HoldOut):
+    """The ``tested`` composites are the test, their neighbours in time the validation."""
+
+    name: Literal["time"]
+    tested: Literal["last", "first"]
+
+
+class SamplesSplit(_HoldOut):
+    """Whole places are drawn for the test."""
+
+    name: Literal["samples"]
 
 
 class PlacesSplit(_Folds):
@@ -158,6 +171,7 @@ class LegacyFeatures(Section):
 
     difference: bool
     lbp: bool
+    lbp_source: str  # coarse, as in the notebooks, or one of features.bands
     minmax_everything: bool
     zero_gaps: bool
 
@@ -186,7 +200,7 @@ class Trainer(Section):
     epochs: PositiveInt
     batch_size: PositiveInt
     members: PositiveInt
-    loss: Literal["mse", "mae", "huber", "error_weighted", "cells", "dssim", "spectral", "aggregate"]
+    loss: Literal["mse", "mae", "huber", "error_weighted", "cells", "dssim", "spectral", "aggregate", "footprints"]
     total_variation_weight: Annotated[float, Field(ge=0)]
     optimiser: Literal["adam", "adamw"]
     learning_rate: Annotated[float, Field(gt=0)]
@@ -204,19 +218,27 @@ class Evaluation(Section):
     """What is scored beside pixels: means over cells of ``cell_px`` of which ``cell_min_valid`` is scored.
 
     ridge: penalties of the ridge regression that is fitted as a reference beside every model. details: structure, and
-    errors by group of pixels.
+    errors by group of pixels. figures: pictures of the run.
     """
 
     cell_px: PositiveInt | None
     cell_min_valid: Annotated[float, Field(ge=0, le=1)]
     ridge: Strengths | None
     details: bool
+    figures: bool
 
 
 class Tracking(Section):
+    """Where runs are logged, and what of them beside figures; see conf/tracking/mlflow.yaml."""
+
     uri: str
     experiment: str
     artifacts: str
+    # not required, so that runs can be read with what says where they are
+    unsent: str | None = None
+    system_metrics: bool = False
+    log_model: bool = False
+    register_as: Annotated[str, Field(pattern=r"^[^/:]+$")] | None = None  # auto: sifscale-WINDOW
 
 
 class Study(Section):
@@ -267,13 +289,14 @@ class RunConfig(BuildConfig):
     protocol: Literal["honest", "legacy"]
     seed: Annotated[int, Field(ge=0)]
     check: bool
+    again: bool
     resume: str | None
     level: Literal["native", "fine"]
     coarse: Coarse
     conservation: Literal["none", "additive", "multiplicative", "softmax"]
     conservation_weight: Annotated[float, Field(ge=0)]
     crop: Annotated[RandomCrop | SlidingCrop, Field(discriminator="name")]
-    split: Annotated[BlocksSplit | PlacesSplit | HoldOutSplit | LegacySplit, Field(discriminator="name")]
+    split: Annotated[BlocksSplit | PlacesSplit | TimeSplit | SamplesSplit | LegacySplit, Field(discriminator="name")]
     features: Features
     normalisation: Normalisation
     model: Annotated[
@@ -319,21 +342,45 @@ class StudyFile(Section):
 
 
 class CompareConfig(Section):
-    """What ``compare.py`` needs: which tables of which study, and where the comparison goes.
+    """What ``compare.py`` needs: which runs in ``tracking``, and where the comparison goes.
 
-    readme: instead, the Markdown file whose generated tables are made anew from the runs in ``tracking``.
+    study: runs of this study; filter: runs that MLflow's search finds with it; both: runs that both choose. baseline:
+    the arm that others are compared with, else the study's. tables: instead of runs, tables that sweeps wrote, scores
+    in ``units``. readme: instead, the Markdown file whose generated tables are made anew.
     """
 
     paths: Paths
-    study: str
-    tables: Annotated[tuple[StudyFile, ...], Field(strict=False, min_length=1)]
+    study: str | None
+    filter: str | None
+    baseline: str | None
+    tables: Annotated[tuple[StudyFile, ...], Field(strict=False, min_length=1)] | None
     units: str
-    output: str
+    output: str | None
     readme: str | None
     tracking: Tracking
 
+    @property
+    def folder(self) -> Path:
+        """Where the comparison goes."""
+        return Path(self.output or f"{self.paths.output}/comparison/{self.study or 'runs'}")
+
     @check_field("tables")
     @classmethod
-    def _distinct_labels(cls, tables: tuple[StudyFile, ...]) -> tuple[StudyFile, ...]:
-        distinct(tuple(table.label for table in tables))
+    def _distinct_labels(cls, tables: tuple[StudyFile, ...] | None, info: ValidationInfo) -> object:
+        distinct(tuple(table.label for table in tables or ()))
+        if tables and "study" in info.data and info.data["study"] is None:
+            raise ValueError("must come with study, whose tables they are")
         return tables
+
+
+class SendTracking(Section):
+    uri: str | None
+    unsent: str
+
+
+class SendConfig(Section):
+    """What ``send.py`` needs: the local store of unsent runs, and where they go (null: where they were meant for)."""
+
+    paths: Paths
+    tracking: SendTracking
+    progress: bool

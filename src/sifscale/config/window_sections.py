@@ -245,6 +245,7 @@ class GriddedWindow(Window):
     fine_layers: Annotated[tuple[Layer, ...], Field(strict=False)]  # on the fine grid, and averaged to the native one
     strict: bool  # true: stop at the first bad file instead of building from the others
     tile_px: PositiveInt  # edge of a piece of work, in fine cells: sets the peak memory
+    footprint_weights: PositiveInt | None  # radius, in native cells, of the fine pixels that a cell may see
 
     @check_field("fine_layers")
     @classmethod
@@ -264,6 +265,17 @@ class GriddedWindow(Window):
         if grid is not None and tile_px % grid.fine_factor:
             raise ValueError(f"must be a multiple of window.grid.fine_factor ({grid.fine_factor})")
         return tile_px
+
+    @check_field("footprint_weights")
+    @classmethod
+    def _has_footprints(cls, radius: int | None, info: ValidationInfo) -> int | None:
+        if radius is not None and "soundings" in info.data and info.data["soundings"] is None:
+            raise ValueError("must be null for a window without soundings, whose footprints are not known")
+        grid = info.data.get("grid")
+        fine_bands = info.data.get("vegetation") or info.data.get("fine_layers")
+        if radius is not None and grid is not None and (grid.fine_factor == 1 or not fine_bands):
+            raise ValueError("must be null for a window without a finer grid")
+        return radius
 
     @property
     def bands(self) -> tuple[str, ...]:

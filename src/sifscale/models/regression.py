@@ -172,8 +172,12 @@ class _Trees(nn.Module):
     def forward(self, predictors: Tensor, coarse: Tensor) -> Tensor:
         """(B, C, H, W), (B, 1, H, W) -> (B, 1, H, W), for any H and W; scikit-learn's NotFittedError before `fit`."""
         features = pixel_features(predictors, coarse, self.factor).movedim(1, -1)
+        rows = features.flatten(0, 2).float().cpu().numpy()
+        known = np.isfinite(rows).all(axis=1)  # trees have an answer to NaN too, or refuse it; here it gives NaN
+        found = np.full(len(rows), np.nan)
         with _threads_of_torch():
-            found = self.estimator.predict(features.flatten(0, 2).float().cpu().numpy())
+            if known.any():
+                found[known] = self.estimator.predict(rows if known.all() else rows[known])
         correction = torch.from_numpy(found).to(coarse).reshape(coarse.shape)
         return upsample(coarse, self.factor, "bilinear") + correction
 
