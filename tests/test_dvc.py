@@ -61,9 +61,9 @@ NOT_RUN = {  # modules that a stage's entry point imports for other steps and wi
     "comparison": {
         f"{name}.py"
         for name in (
-            "arm_tables", "arms", "choices", "config/predict_sections", "comparison_figures", "comparison_page", "effects", "html_report",
-            "processes", "results", "run_comparison", "study_runs", "system_metrics", "tracking", "tracking_store",
-            "whole",
+            "arm_tables", "arms", "choices", "comparison_figures", "comparison_page", "config/predict_sections",
+            "effects", "html_report", "processes", "results", "run_comparison", "study_runs", "system_metrics",
+            "tracking", "tracking_store", "whole",
         )  # fmt: skip
     },
 }

@@ -1,0 +1,194 @@
+"""A command of ``predict.py``: from a trained model and a cube to a map, tile by tile."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from sifscale import report
+from sifscale.checkpoints import Checkpoint, load_checkpoint
+from sifscale.config import PredictConfig, digest
+from sifscale.cube import Cube
+from sifscale.prediction_checks import check
+from sifscale.products import MARK, Description, Unfinished, publish, unfinished
+from sifscale.tile_fields import FieldSource, TileFields
+from sifscale.tile_prediction import FLAGS, Layout, MappedTile, Residuals, TilePredictor
+from sifscale.tiles import Tile
+from sifscale.tracking import git_commit
+from sifscale.windows import open_or_build
+
+# what changes neither the map nor the way in which it is written
+_AS_ONE_LIKES = {"threads", "progress", "batch_size", "dask", "paths", "tracking", "run", "output"}
+Job = tuple[int, Tile]  # sample and tile
+
+
+def predict(config: PredictConfig) -> Path:
+    """Map the window with the trained model; returns where the map is, which has its name only when it is complete.
+
+    A job that was stopped goes on where it was when the same command is given again. Raises ValueError, one line a
+    fault, where model and cube do not go together.
+    """
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    found = load_checkpoint(config.run, config.tracking)
+    spec = found.task.spec
+    cube = open_or_build(config)
+    level = config.level or ("native" if cube.fine is None else "fine")
+    features, coarse = check(config, spec, cube, level)
+    conservation = spec.conservation if config.conservation == "as_trained" else config.conservation
+    source = FieldSource(cube, features, coarse, spec.channels, spec.target, fine=level == "fine")
+    predictor = TilePredictor(
+        found.task,
+        conservation=conservation,
+        fill_gaps=config.fill_gaps,
+        leave_out=config.missing_predictors == "leave_out",
+        half=config.precision == "bf16-mixed",
+        device="cuda" if config.accelerator == "gpu" else "cpu",
+    )
+    layout = predictor.layout(source.shape, config.tile_px)
+    resolved = config.model_copy(update={"level": level, "conservation": conservation})
+    about = _provenance(resolved, found, cube)
+    path = _output(resolved, found)
+    key = digest(found.hash, cube.hash, resolved.model_dump(mode="json", exclude=_AS_ONE_LIKES), git_commit())
+    described = Description(spec.target, spec.units, source.bands, predictor.dtype, layout.core_px, about)
+    with unfinished(path, key, described) as made:
+        by_sample = map_tiles(predictor, source, layout, made, config.batch_size, config.progress)
+        pooled = sum(by_sample.values(), start=Residuals())
+        more = {"residual_rmse": str(pooled.rmse), "residual_max": str(pooled.largest)} if pooled.cells else {}
+        publish(made, path, config.format, by_sample, more, cube.hash)
+    _show(cube, spec.target, spec.units, by_sample)
+    return path
+
+
+def map_tiles(
+    predictor: TilePredictor, source: FieldSource, layout: Layout, made: Unfinished, batch_size: int, progress: bool
+) -> dict[int, Residuals]:
+    """Predict all tiles of all samples that ``made`` lacks; returns residuals before conservation by sample.
+
+    One thread reads the next batch while the network works.
+    """
+    done = made.done()
+    jobs = [(sample, tile) for sample in range(source.samples) for tile in layout.tiles]
+    left = [job for job in jobs if _place(job) not in done]
+    name = predictor.spec.target
+    with tqdm(total=len(jobs), initial=len(jobs) - len(left), desc=f"map of {name}", unit="tile",
+              disable=None if progress else True) as bar:  # fmt: skip
+        for batch, read in _read_ahead(source, _batches(left, batch_size), predictor.fill_gaps):
+            for job, mapped in zip(batch, predict_batch(predictor, batch, read), strict=True):
+                made.write(*job, mapped, name)
+            bar.set_postfix_str(f"sample {batch[0][0] + 1} of {source.samples}")
+            bar.update(len(batch))
+    by_sample = dict.fromkeys(range(source.samples), Residuals())
+    for (sample, _, _), residuals in made.done().items():
+        by_sample[sample] += residuals
+    return by_sample
+
+
+def predict_batch(predictor: TilePredictor, batch: list[Job], read: list[TileFields | None]) -> list[MappedTile]:
+    """Maps of tiles whose windows have one shape; empty where nothing was read, as no SIF was observed there."""
+    known = [fields for fields in read if fields is not None]
+    raw = iter(predictor.raw(known).unbind(dim=1)) if known else iter(())
+    found = []
+    for (_, tile), fields in zip(batch, read, strict=True):
+        if fields is None:
+            shape = [along.stop - along.start for along in tile.core]
+            empty = np.full(shape, np.nan, predictor.dtype)
+            found.append(MappedTile(empty, np.full(shape, FLAGS["no_observation"], np.uint8), Residuals()))
+        else:
+            found.append(predictor.finish(next(raw), fields, tile))
+    return found
+
+
+def _place(job: Job) -> tuple[int, int, int]:
+    sample, tile = job
+    return sample, tile.core[0].start, tile.core[1].start
+
+
+def _batches(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
+    """Neighbours of one sample whose windows have one shape."""
+    batch: list[Job] = []
+    for job in jobs:
+        if batch and (len(batch) == size or (job[0], job[1].shape) != (batch[0][0], batch[0][1].shape)):
+            yield batch
+            batch = []
+        batch.append(job)
+    if batch:
+        yield batch
+
+
+def _read_ahead(
+    source: FieldSource, batches: Iterable[list[Job]], everywhere: bool
+) -> Iterator[tuple[list[Job], list[TileFields | None]]]:
+    def read(batch: list[Job]) -> list[TileFields | None]:
+        return [_read(source, sample, tile, everywhere) for sample, tile in batch]
+
+    with ThreadPoolExecutor(1) as reader:
+        waiting: tuple[list[Job], Future[list[TileFields | None]]] | None = None
+        for batch in batches:
+            ahead = reader.submit(read, batch)
+            if waiting:
+                yield waiting[0], waiting[1].result()
+            waiting = batch, ahead
+        if waiting:
+            yield waiting[0], waiting[1].result()
+
+
+def _read(source: FieldSource, sample: int, tile: Tile, everywhere: bool) -> TileFields | None:
+    if source.cells(sample) is None or not (everywhere or source.observed(sample, tile.core).any()):
+        return None
+    return source.read(sample, tile.window)
+
+
+def _output(config: PredictConfig, found: Checkpoint) -> Path:
+    if config.output:
+        return Path(config.output)
+    run = (found.run_id or found.hash)[:8]
+    name = f"{config.window.name}_{config.level}_{found.task.spec.model['name']}_{run}"
+    return Path(config.paths.output) / "maps" / (name + {"zarr": ".zarr", "netcdf": ".nc", "cog": ""}[config.format])
+
+
+def _provenance(config: PredictConfig, found: Checkpoint, cube: Cube) -> dict[str, str]:
+    """Attributes that say where the map comes from."""
+    spec = found.task.spec
+    assert spec.origin is not None
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    try:
+        version = metadata.version("sifscale")
+    except metadata.PackageNotFoundError:  # a checkout that is not installed
+        version = "unknown"
+    return {
+        "title": f"{spec.target} of window {config.window.name}, {config.level} grid, by {spec.model['name']}",
+        "source": f"sifscale {version}: {spec.model['name']} trained on window {spec.origin.window}",
+        "history": f"{now} predict.py run={config.run} window={config.window.name}",
+        "date_created": now,
+        "run_id": found.run_id or "unknown",
+        MARK: found.hash,
+        "cube_hash": cube.hash,
+        "trained_on_cube_hash": spec.origin.cube_hash,
+        "trained_at_git_commit": spec.origin.git_commit,
+        "git_commit": git_commit(),
+        "sifscale_version": version,
+        "conservation": config.conservation,
+        "config": json.dumps(config.model_dump(mode="json"), sort_keys=True),
+    }
+
+
+def _show(cube: Cube, target: str, units: str, by_sample: dict[int, Residuals]) -> None:
+    """Residuals before conservation, a line a sample."""
+    times = np.datetime_as_string(cube.native["time_start"].values, unit="D")
+    lines = [
+        f"{day}: {found.cells} cells, RMSE {found.rmse:.4g}, largest {found.largest:.4g}"
+        for day, found in zip(times, by_sample.values(), strict=True)
+        if not math.isnan(found.rmse)
+    ]
+    if lines:
+        report.show(f"{target} [{units}], cell means before conservation against the observed ones", *lines)

@@ -1,0 +1,83 @@
+"""Do a trained model and a cube go together? Everything that does not is said at once."""
+
+from __future__ import annotations
+
+import torch
+
+from sifscale.config import Coarse, ConfigError, Features, PredictConfig
+from sifscale.cube import Cube
+from sifscale.export import crs_of
+from sifscale.features import bands_read
+from sifscale.models.persistence import CHANNEL as OTHER_COMPOSITE
+from sifscale.models.ratio import CHANNEL as FOOTPRINT_RATIO
+from sifscale.task import TaskSpec
+from sifscale.tile_fields import training_sections
+
+_MADE_IN_TRAINING = (OTHER_COMPOSITE, FOOTPRINT_RATIO)  # channels that features do not make
+
+
+def check(config: PredictConfig, spec: TaskSpec, cube: Cube, level: str) -> tuple[Features, Coarse]:
+    """How the model's predictors are made; raises ConfigError with a line for each thing that does not fit."""
+    assert spec.origin is not None
+    features, coarse = training_sections(spec.origin.features, spec.origin.coarse)
+    faults = [
+        f"run: must not be {spec.model['name']} with the channel '{name}', which is made in training only "
+        f"(found '{config.run}')"
+        for name in _MADE_IN_TRAINING
+        if name in spec.channels
+    ]
+    faults += _target_faults(config, spec, cube) + _grid_faults(config, spec, cube, level)
+    bands = cube.fine if level == "fine" else cube.native
+    if bands is not None:
+        read, missing = bands_read(bands, features, coarse)
+        if missing:
+            held = ", ".join(str(name) for name, band in bands.data_vars.items() if band.ndim == 3)
+            faults.append(
+                f"window: the {level} bands must have {', '.join(missing)}, which the model reads (found {held})"
+            )
+        for name in read:
+            trained, found = spec.origin.units.get(name, "1"), str(bands[name].attrs.get("units", "1"))
+            if trained != found:
+                faults.append(f"window.units: {name} must be in {trained}, as in training (found {found})")
+        if config.format == "cog" and crs_of(bands) is None:
+            faults.append("format: must be zarr or netcdf for a window without a place on a map (found 'cog')")
+    if config.conservation not in ("as_trained", "none") and spec.block_px == 1:
+        faults.append(
+            f"conservation: must be none for a model whose coarse field is no mean of cells "
+            f"(found '{config.conservation}')"
+        )
+    if config.accelerator == "gpu" and not torch.cuda.is_available():
+        faults.append("accelerator: must be cpu on a machine without a GPU that torch can use (found 'gpu')")
+    if faults:
+        raise ConfigError(faults)
+    return features, coarse
+
+
+def _target_faults(config: PredictConfig, spec: TaskSpec, cube: Cube) -> list[str]:
+    if spec.target not in cube.native:
+        return [f"window: must have {spec.target}, which the model predicts (found target {config.window.target})"]
+    units = str(cube.native[spec.target].attrs.get("units", "1"))
+    if units != spec.units:
+        return [f"window.units: {spec.target} must be in {spec.units}, as in training (found {units})"]
+    return []
+
+
+def _grid_faults(config: PredictConfig, spec: TaskSpec, cube: Cube, level: str) -> list[str]:
+    if level == "native":
+        if config.window.factor != spec.factor:
+            return [
+                f"window.factor: must be {spec.factor}, by which the model was trained to make SIF finer "
+                f"(found {config.window.factor})"
+            ]
+        return []
+    if cube.fine is None:
+        return [f"level: must be native, as window {config.window.name} has no finer grid (found 'fine')"]
+    if spec.block_px == 1:
+        return ["level: must be native for a model whose coarse field is no mean of cells (found 'fine')"]
+    finer = cube.fine.sizes["y"] // cube.native.sizes["y"]
+    if finer != spec.block_px:
+        return [
+            f"window.grid.fine_factor: must be {spec.block_px}, by which the model was trained to make SIF finer; "
+            f"train with window.factor={finer}, or take level=native (found {finer})"
+        ]
+    return []

@@ -1,0 +1,306 @@
+"""Tiles against the whole field in one piece, bit by bit, and cell means of the map against the observed ones."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from sifscale.config import PROJECT_ROOT, ConfigError
+from sifscale.conservation import CONSERVATIONS
+from sifscale.datamodule import Scaler
+from sifscale.grid import block_repeat
+from sifscale.models.regression import GradientBoosting, RandomForest
+from sifscale.receptive_field import Reach
+from sifscale.task import DownscalingTask, Optimisation, Origin, TaskSpec
+from sifscale.tile_fields import TileFields
+from sifscale.tile_prediction import FLAGS, TilePredictor
+from sifscale.tiles import Tile, make_tiles, padded_shape
+
+CHANNELS = ("coarse", "ndvi", "nir")
+TINY_UNET = {
+    "name": "unet", "widths": [4, 8], "bottleneck": 8, "kernel_size": 3, "convolutions": 1, "norm": "none",
+    "upsampling": "bilinear", "upsampling_relu": False, "dropout": 0.0, "residual": True,
+}  # fmt: skip
+BASELINES: list[dict[str, Any]] = [
+    {"name": "bicubic"},
+    {"name": "nirv_ratio", "floor": 0.01, "ratio": "block"},
+    {"name": "ridge", "strengths": [1.0]},
+    {"name": "deconvolution", "kernel": 5, "strengths": [1.0]},
+]
+
+
+def task_of(model: dict[str, Any], factor: int = 4, members: int = 1, size: int = 16) -> DownscalingTask:
+    """A task with random weights, as they are after training: none is 0."""
+    torch.manual_seed(3)
+    count = len(CHANNELS)
+    origin = Origin(features={}, coarse={}, units={}, ranges=((-2.0, 2.0),) * count, window="w", level="native",
+                    cube_hash="", git_commit="")  # fmt: skip
+    spec = TaskSpec(model=model, channels=CHANNELS, scaler=Scaler((0.0,) * count, (1.0,) * count, 0.8, 0.5),
+                    block_px=factor, factor=factor, size=size, conservation="none", target="sif", units="1",
+                    members=members, origin=origin)  # fmt: skip
+    task = DownscalingTask(asdict(spec), asdict(Optimisation("mse", "adam", 0.1, 0.0, "constant", 1)))
+    for parameter in task.model.parameters():
+        parameter.data = torch.where(parameter == 0, 0.1 * torch.randn_like(parameter), parameter)
+    return task
+
+
+class Field:
+    """A random field to cut from, continued beyond its edge as a cube's is."""
+
+    def __init__(self, shape: tuple[int, int], factor: int, seed: int, gaps: float) -> None:
+        rng = np.random.default_rng(seed)
+        self.shape, cells = shape, tuple(-(-size // factor) for size in shape)
+        self.predictors = rng.normal(size=(len(CHANNELS), *shape)).astype(np.float32)
+        self.predictors[rng.random(self.predictors.shape) < gaps] = np.nan
+        self.coarse = block_repeat(rng.normal(0.5, 1, cells).astype(np.float32), factor, *shape)
+        self.observed = block_repeat(rng.random(cells) >= gaps, factor, *shape) & (rng.random(shape) >= gaps / 2)
+
+    def read(self, tile: Tile) -> TileFields:
+        rows, columns = tile.window
+        wide = [(0, max(0, along.stop - size)) for along, size in zip(tile.window, self.shape, strict=True)]
+        predictors = np.pad(self.predictors, [(0, 0), *wide], constant_values=np.nan)
+        coarse, observed = np.pad(self.coarse, wide, mode="edge"), np.pad(self.observed, wide)
+        return TileFields(predictors[:, rows, columns], coarse[rows, columns], observed[rows, columns])
+
+
+def mapped(predictor: TilePredictor, field: Field, tile_px: int, batch: int = 1) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Values and quality of the whole field."""
+    layout = predictor.layout(field.shape, tile_px)
+    values = np.full(layout.shape, -99.0, predictor.dtype)
+    quality = np.zeros(layout.shape, np.uint8)
+    shapes = {tile.shape for tile in layout.tiles}
+    for alike in ([tile for tile in layout.tiles if tile.shape == shape] for shape in shapes):
+        for start in range(0, len(alike), batch):
+            some = alike[start : start + batch]
+            read = [field.read(tile) for tile in some]
+            for tile, fields, raw in zip(some, read, predictor.raw(read).unbind(1), strict=True):
+                found = predictor.finish(raw, fields, tile)
+                values[tile.core], quality[tile.core] = found.values, found.quality
+    assert not (values == -99).any()
+    height, width = field.shape
+    return values[:height, :width], quality[:height, :width]
+
+
+def assert_tiles_are_the_whole(
+    predictor: TilePredictor, field: Field, tiles_px: tuple[int, ...], batch: int = 1
+) -> None:
+    whole = mapped(predictor, field, 4096)
+    for tile_px in tiles_px:
+        assert len(predictor.layout(field.shape, tile_px).tiles) > 1
+        for ours, theirs in zip(mapped(predictor, field, tile_px, batch), whole, strict=True):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+# --- tiles are the whole field --------------------------------------------------------------------
+
+
+@settings(max_examples=12)
+@given(
+    height=st.integers(20, 90),
+    width=st.integers(61, 90),
+    factor=st.sampled_from([2, 3, 4, 5, 10]),
+    upsampling=st.sampled_from(["bilinear", "transposed", "nearest"]),
+    tile_px=st.sampled_from([20, 36, 60]),
+    batch=st.sampled_from([1, 3]),
+    gaps=st.sampled_from([0.0, 0.2, 0.9]),
+    seed=st.integers(0, 99),
+)
+def test_tiles_of_a_unet_are_the_whole_field_bit_by_bit(
+    height: int, width: int, factor: int, upsampling: str, tile_px: int, batch: int, gaps: float, seed: int
+) -> None:
+    predictor = TilePredictor(task_of(TINY_UNET | {"upsampling": upsampling}, factor), conservation="multiplicative")
+    assert_tiles_are_the_whole(predictor, Field((height, width), factor, seed, gaps), (tile_px,), batch)
+
+
+def shipped(name: str) -> dict[str, Any]:
+    options = yaml.safe_load((PROJECT_ROOT / "conf" / "model" / f"{name}.yaml").read_text())
+    return {key: value for key, value in options.items() if key != "any_size"}
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    "name", ["unet", "unet_table1", "unet_readme", "unet_notebook", "sifnet", "sifnet_small"]
+)
+def test_tiles_of_every_network_are_the_whole_field_bit_by_bit(name: str, half: bool) -> None:
+    model = shipped(name)
+    for key in ("widths", "bottleneck"):  # as deep as it is, and narrow enough for a test
+        if key in model:
+            model[key] = [max(8, w // 4) for w in model[key]] if key == "widths" else model[key] // 4
+    if name == "unet":
+        model = shipped(name)  # the default as it is
+    predictor = TilePredictor(task_of(model), conservation="none", half=half)
+    assert_tiles_are_the_whole(predictor, Field((97, 173), 4, 1, 0.1), (64,))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_tiles_are_the_whole_field_with_any_number_of_threads(threads: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        predictor = TilePredictor(task_of(TINY_UNET, members=2), conservation="additive")
+        assert_tiles_are_the_whole(predictor, Field((101, 75), 4, 2, 0.1), (36, 52))
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("model", BASELINES, ids=lambda model: str(model["name"]))
+@pytest.mark.parametrize("factor", [3, 4])
+def test_tiles_of_baselines_are_the_whole_field_bit_by_bit(model: dict[str, Any], factor: int) -> None:
+    predictor = TilePredictor(task_of(model, factor), conservation="additive")
+    assert_tiles_are_the_whole(predictor, Field((70, 131), factor, 4, 0.2), (24, 49))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"name": "random_forest", "trees": 5, "min_leaf": 2, "max_features": 0.5, "max_pixels": 500},
+        {"name": "gradient_boosting", "iterations": 5, "learning_rate": 0.1, "max_leaves": 8, "min_leaf": 2,
+         "max_pixels": 500},
+    ],
+    ids=lambda model: str(model["name"]),
+)  # fmt: skip
+def test_tiles_of_trees_are_the_whole_field_bit_by_bit(model: dict[str, Any]) -> None:
+    task, rng = task_of(model), np.random.default_rng(0)
+    rows = rng.normal(size=(500, 2 * len(CHANNELS) + 1)).astype(np.float32)
+    assert isinstance(task.model, RandomForest | GradientBoosting)
+    task.model.estimator.fit(rows, rows.sum(axis=1))
+    predictor = TilePredictor(task, conservation="additive")
+    assert predictor.reach == Reach(4, 4, 4, 4)
+    assert_tiles_are_the_whole(predictor, Field((70, 41), 4, 4, 0.2), (24, 49))
+
+
+def test_crops_of_a_network_with_one_size_do_not_depend_on_the_tiles() -> None:
+    predictor = TilePredictor(task_of({"name": "cnn_dense"}, size=16), conservation="none")
+    assert_tiles_are_the_whole(predictor, Field((70, 41), 4, 4, 0.2), (16, 33))
+    values, _ = mapped(predictor, Field((5, 7), 4, 4, 0.0), 16)  # smaller than a crop
+    assert values.shape == (5, 7)
+
+
+def test_a_network_that_reads_everything_is_predicted_whole_or_refused() -> None:
+    predictor = TilePredictor(task_of(TINY_UNET | {"norm": "group"}), conservation="none")
+    assert len(predictor.layout((70, 41), 70).tiles) == 1
+    with pytest.raises(ConfigError, match=r"^tile_px: must be at least 70 .* \(found 64\)$"):
+        predictor.layout((70, 41), 64)
+
+
+@given(
+    size=st.integers(1, 60), core=st.integers(1, 9), step=st.integers(1, 5), reach=st.integers(0, 30)
+)
+def test_cores_cover_a_field_once_and_windows_hold_the_reach(size: int, core: int, step: int, reach: int) -> None:
+    shape = padded_shape((size, 2 * size), step)
+    count = np.zeros(shape, int)
+    for tile in make_tiles(shape, core * step, Reach(reach, 2, 0, reach), step):
+        count[tile.core] += 1
+        (rows, columns), (y, x) = tile.core, tile.window
+        assert y.start <= max(0, rows.start - reach) and y.stop >= min(shape[0], rows.stop + 2)
+        assert x.start <= columns.start and x.stop >= min(shape[1], columns.stop + reach)
+        assert not any(edge % step for edge in (y.start, y.stop, x.start, x.stop))
+    assert (count == 1).all()
+
+
+# --- conservation ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=20)
+@given(
+    conservation=st.sampled_from(["additive", "multiplicative", "softmax"]),
+    factor=st.sampled_from([2, 4, 10]),
+    gaps=st.sampled_from([0.0, 0.3, 0.8]),
+    leave_out=st.booleans(),
+    fill_gaps=st.booleans(),
+    seed=st.integers(0, 999),
+)
+def test_cell_means_of_the_map_are_the_observed_ones_in_every_cell(
+    conservation: str, factor: int, gaps: float, leave_out: bool, fill_gaps: bool, seed: int
+) -> None:
+    predictor = TilePredictor(
+        task_of(BASELINES[2], factor), conservation=conservation, leave_out=leave_out, fill_gaps=fill_gaps
+    )
+    field = Field((40, 40), factor, seed, gaps)
+    values, quality = mapped(predictor, field, 20)
+    counted = np.isfinite(values) & field.observed
+    assert counted.any() or gaps > 0
+    for y in range(0, 40, factor):
+        for x in range(0, 40, factor):
+            cell = (slice(y, y + factor), slice(x, x + factor))
+            if counted[cell].any():
+                mean = math.fsum(values[cell][counted[cell]]) / counted[cell].sum()
+                assert mean == pytest.approx(field.coarse[y, x], rel=1e-6, abs=0)
+    changed = (quality & FLAGS["conserved"]) > 0
+    assert changed[counted].mean() > 0.9 if counted.any() else not changed.any()
+
+
+def test_observations_near_zero_are_conserved_as_well() -> None:
+    predictor = TilePredictor(task_of(BASELINES[2]), conservation="additive")
+    field = Field((16, 16), 4, 0, 0.0)
+    field.coarse = np.full_like(field.coarse, 1e-6)
+    values, _ = mapped(predictor, field, 8)
+    means = values.reshape(4, 4, 4, 4).mean(axis=(1, 3))
+    np.testing.assert_allclose(means, field.coarse[::4, ::4].astype(np.float64), rtol=1e-6)
+    assert np.abs(values).max() > 1e-3
+
+
+def test_residuals_are_those_of_the_prediction_before_it_conserves() -> None:
+    field = Field((24, 24), 4, 5, 0.2)
+    free, held = (TilePredictor(task_of(BASELINES[2]), conservation=name) for name in ("none", "additive"))
+    values, _ = mapped(free, field, 4096)
+    (tile,) = held.layout(field.shape, 4096).tiles
+    fields = field.read(tile)
+    found = held.finish(held.raw([fields])[:, 0], fields, tile).residuals
+    differences = []
+    for y in range(0, 24, 4):
+        for x in range(0, 24, 4):
+            seen = field.observed[y : y + 4, x : x + 4]
+            if seen.any():
+                differences.append(values[y : y + 4, x : x + 4][seen].mean(dtype=np.float64) - field.coarse[y, x])
+    assert found.cells == len(differences)
+    assert found.rmse == pytest.approx(np.sqrt(np.mean(np.square(differences))), rel=1e-5)
+    assert found.largest == pytest.approx(np.abs(differences).max(), rel=1e-5)
+
+
+# --- where there is a value, and what the flags say -----------------------------------------------
+
+
+def test_flags_say_what_a_value_rests_on() -> None:
+    field = Field((16, 16), 4, 6, 0.0)
+    field.observed[:4] = False
+    field.predictors[1, 4:6] = np.nan
+    field.predictors[1, 12:] = 0.0
+    field.predictors[:] = np.clip(field.predictors, -1.9, 1.9)
+    field.predictors[2, 8] = 2.1
+    for conservation in CONSERVATIONS[:2]:
+        for fill_gaps in (False, True):
+            for leave_out in (False, True):
+                predictor = TilePredictor(
+                    task_of(BASELINES[0]), conservation=conservation, fill_gaps=fill_gaps, leave_out=leave_out
+                )
+                values, quality = mapped(predictor, field, 8)
+                has = {name: (quality & mask) > 0 for name, mask in FLAGS.items()}
+                shown = np.isfinite(values)
+                np.testing.assert_array_equal(has["observed"], field.observed)
+                np.testing.assert_array_equal(has["no_observation"], ~field.observed)
+                assert has["predictor_missing"][4:6].all() and not has["predictor_missing"][6:].any()
+                assert has["extrapolated"][8].all() and not has["extrapolated"][9:].any()
+                assert shown[:4].all() == shown[:4].any() == has["gap_filled"][:4].all() == fill_gaps
+                assert shown[4:6].any() != leave_out and shown[6:].all()
+                assert has["conserved"].any() == (conservation == "additive")
+                assert not has["conserved"][:4].any()
+                assert values.dtype == (np.float32 if conservation == "none" else np.float64)
+
+
+def test_gaps_are_left_where_a_predictor_is_missing_too() -> None:
+    field = Field((16, 16), 4, 6, 0.0)
+    field.observed[:4] = False
+    field.predictors[1, 0] = np.nan
+    predictor = TilePredictor(task_of(BASELINES[0]), conservation="none", fill_gaps=True)
+    values, _ = mapped(predictor, field, 8)
+    assert np.isnan(values[0]).all() and np.isfinite(values[1:]).all()
