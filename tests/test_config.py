@@ -237,6 +237,7 @@ def one(key: str, value: Any, rule: str, *base: str, at: str | None = None) -> M
 
 TABLE = "window=minnesota_2019"
 NIRV = "model=nirv_ratio"
+BY_BAND = "features.bands=[coarse,nirv,sif_by_footprint]"
 BY_FOOTPRINT = ("level=fine", "window.footprint_weights=2", "crop.augment=false")
 UNKNOWN = "is no key of this section"
 LBP_BITS = {"source": "evi", "method": "default", "points": 8, "radius": 1.0, "encoding": "bits"}
@@ -381,6 +382,10 @@ MISTAKES = [
     one("level", "native", "must be fine for model.ratio=footprint", NIRV, "model.ratio=footprint", *BY_FOOTPRINT),
     one("window.footprint_weights", None, "must be given", "trainer.loss=footprints", *BY_FOOTPRINT),
     one("window.footprint_weights", None, "must be given", NIRV, "model.ratio=footprint", *BY_FOOTPRINT),
+    one("level", "native", "must be fine for the band sif_by_footprint", BY_BAND, *BY_FOOTPRINT),
+    one("window.footprint_weights", None, "must be given for the band", BY_BAND, *BY_FOOTPRINT),
+    one("features.bands", ["coarse", "evi", "sif_by_footprint"], "must hold nirv, or", *BY_FOOTPRINT),
+    one("features.bands", ["nirv", "sif_by_footprint"], "be without", NIRV, "model.ratio=footprint", *BY_FOOTPRINT),
     one("crop.augment", True, "must be false for trainer.loss=footprints", "trainer.loss=footprints", *BY_FOOTPRINT),
     one("crop.size", 16, "must be at least 20 for trainer.loss=footprints", "trainer.loss=footprints", *BY_FOOTPRINT),
     one("window.footprint_weights", 0, "greater than 0"),

@@ -136,7 +136,7 @@ def test_shares_of_a_footprint_inside_the_grid_sum_to_1(
     # Any order of corners: convex, concave, crossing, without area; small ones around a corner shared by four cells.
     points = 5 + size * (np.array(corners) - 5)
     result = gridded(CELLS, points[None, :, 0], points[None, :, 1], method)
-    # The right and lower border belong to the cells beyond: a point there, or within rounding, is in no cell of the grid.
+    # The right and lower border belong to the cells beyond: a point there, within rounding, is in no cell of the grid.
     if points[:, 0].min() < 10 - 1e-12 and points[:, 1].max() > 1e-12:
         assert abs(result["weight"].sum() - 1) < 1e-12
         assert (result["weight"] >= 0).all()

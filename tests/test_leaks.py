@@ -265,7 +265,7 @@ def test_an_honest_run_that_leaks_is_stopped_before_training(
     assert line.startswith(f"error: audit: {leak.code}: ") and leak.says in line
     assert line.endswith("; protocol=honest does not train on this")
     run = logged(at)
-    assert run.info.status == "FAILED" and not run.data.metrics
+    assert run.info.status == "FAILED" and all(name.startswith("system/") for name in run.data.metrics)
     assert run.data.tags["audit"].startswith(f"{leak.code}: ")
 
 

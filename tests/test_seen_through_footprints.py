@@ -198,3 +198,18 @@ def test_where_sif_is_nirv_times_a_constant_the_ratio_by_footprint_finds_it_and_
         folder.mkdir()
         errors[folder.name] = testing.test(run, task, data, None, folder, NOWHERE_TO_LOG)[0]["test/rmse"]
     assert errors["footprint"] < 1e-5 and errors["block"] > 0.01
+
+
+def test_the_band_of_a_first_map_is_nirv_times_its_ratio_by_footprint(configure: Configure, cube: Cube) -> None:
+    by_ratio = prepare_features(configure(*BY_RATIO, "features.bands=[nirv]"), cube)
+    nirv, ratio = by_ratio.predictors[:, 0], by_ratio.predictors[:, by_ratio.names.index(CHANNEL)]
+    words = ("level=fine", "crop.size=24", "features.bands=[nirv,sif_by_footprint]")
+    features = prepare_features(configure(*words), cube)
+    assert features.names == ["nirv", "sif_by_footprint"] and features.footprint_weights is None
+    np.testing.assert_allclose(features.predictors[:, 1], nirv * ratio, rtol=1e-6)
+    truth = features.target[np.asarray(features.valid)]
+    errors = {
+        name: np.nanstd(np.asarray(field)[np.asarray(features.valid)] - truth)
+        for name, field in (("first map", features.predictors[:, 1]), ("coarse", features.coarse))
+    }
+    assert errors["first map"] < errors["coarse"]

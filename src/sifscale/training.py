@@ -14,14 +14,22 @@ import torch
 from sifscale import champion, feature_store, legacy, report, run_figures, selection
 from sifscale import features as feature_room
 from sifscale.audit import Finding, audit, below_noise_floor
-from sifscale.config import WITHOUT_TRUTH, ConfigError, LegacySplit, NIRvRatioConfig, PersistenceConfig, RunConfig
+from sifscale.config import (
+    FOOTPRINT_SIF,
+    WITHOUT_TRUTH,
+    ConfigError,
+    LegacySplit,
+    NIRvRatioConfig,
+    PersistenceConfig,
+    RunConfig,
+)
 from sifscale.crops import Plans, covering_crops, make_plans
 from sifscale.cube import Cube
 from sifscale.datamodule import CropBatches, CropDataModule, channel_ranges, fit_scaler, training_pixels
 from sifscale.features import FeatureCube
 from sifscale.fitting import fit
 from sifscale.models.persistence import with_other_composite
-from sifscale.models.ratio import with_footprint_ratio
+from sifscale.models.ratio import with_footprint_ratio, with_footprint_sif
 from sifscale.resuming import resumed_run_id
 from sifscale.run_record import log_choices, log_correlation, opening_tags, run_name
 from sifscale.served_model import log_model
@@ -92,13 +100,15 @@ def prepare_features(run: RunConfig, cube: Cube) -> FeatureCube:
     """The run's feature cube, materialised once for all runs with the same cube and feature options."""
     window, truth = run.window, run.window.truth if run.level == "fine" else None
     by_footprint = isinstance(run.model, NIRvRatioConfig) and run.model.ratio == "footprint"
-    footprints = by_footprint or run.trainer.loss == "footprints"
+    first_map = FOOTPRINT_SIF in run.features.bands
+    footprints = by_footprint or first_map or run.trainer.loss == "footprints"
+    of_cube = run.features.model_copy(update={"bands": tuple(b for b in run.features.bands if b != FOOTPRINT_SIF)})
     lazy = feature_room.build(
-        cube, run.features, run.coarse, window.target, truth=truth, cover=window.cover, footprints=footprints
+        cube, of_cube, run.coarse, window.target, truth=truth, cover=window.cover, footprints=footprints
     )
     if run.features.legacy:
         lazy = legacy.extend(lazy, run.features.legacy)
-    chosen = run.features.model_copy(update={"name": "", "select": None})  # neither changes what is stored
+    chosen = of_cube.model_copy(update={"name": "", "select": None})  # neither changes what is stored
     cover = window.cover.model_dump() if window.cover else None
     key = (cube.hash, chosen, run.coarse, window.target, truth, cover, *(["footprints"] if footprints else []))
     path = feature_store.materialise(lazy, Path(run.paths.data), *key)
@@ -106,7 +116,7 @@ def prepare_features(run: RunConfig, cube: Cube) -> FeatureCube:
     if by_footprint:
         assert isinstance(run.model, NIRvRatioConfig)
         features = with_footprint_ratio(features, run.model.floor)
-    return features
+    return with_footprint_sif(features) if first_map else features
 
 
 def prepare_plans(run: RunConfig, features: FeatureCube) -> Plans:

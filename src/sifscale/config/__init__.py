@@ -29,6 +29,7 @@ from sifscale.config.model_sections import (
 from sifscale.config.predict_sections import PredictConfig
 from sifscale.config.relations import relation_faults
 from sifscale.config.sections import (
+    FOOTPRINT_SIF,
     NIRV_SOURCES,
     WITHOUT_TRUTH,
     BlocksSplit,
@@ -100,6 +101,7 @@ __all__ = [
     "LegacyFeatures",
     "LegacySplit",
     "LocalStats",
+    "FOOTPRINT_SIF",
     "NIRV_SOURCES",
     "NIRvRatioConfig",
     "Normalisation",

@@ -10,7 +10,15 @@ from sifscale.config.model_sections import (
     SIFNetConfig,
     UNetConfig,
 )
-from sifscale.config.sections import NIRV_SOURCES, WITHOUT_TRUTH, BlocksSplit, PlacesSplit, RunConfig, SlidingCrop
+from sifscale.config.sections import (
+    FOOTPRINT_SIF,
+    NIRV_SOURCES,
+    WITHOUT_TRUTH,
+    BlocksSplit,
+    PlacesSplit,
+    RunConfig,
+    SlidingCrop,
+)
 from sifscale.config.window_sections import GriddedWindow, PatchWindow, TableWindow
 
 READ_FINE_TRUTH = (  # models that learn from the target itself, whatever the loss
@@ -83,7 +91,7 @@ def _feature_faults(run: RunConfig) -> list[str]:
     for index, parts in (("ndvi", {"red", "nir"}), ("nirv", {"ndvi", "nir"})):
         native += (index,) if parts <= set(native) and index not in native else ()
     known = ("coarse", *native, *(f"coarse_{band}" for band in native))
-    asked = [(f"features.bands[{i}]", band) for i, band in enumerate(features.bands)]
+    asked = [(f"features.bands[{i}]", band) for i, band in enumerate(features.bands) if band != FOOTPRINT_SIF]
     asked += [(f"features.lbp[{i}].source", lbp.source) for i, lbp in enumerate(features.lbp)]
     if features.local_stats:
         asked += [(f"features.local_stats.bands[{i}]", b) for i, b in enumerate(features.local_stats.bands)]
@@ -230,11 +238,22 @@ def _footprint_faults(run: RunConfig) -> list[str]:
     """What sees native cells through their footprints needs the weights of fine pixels in them."""
     by_loss, model = run.trainer.loss == "footprints", run.model
     by_ratio = isinstance(model, NIRvRatioConfig) and model.ratio == "footprint"
-    if not (by_loss or by_ratio):
+    by_band = FOOTPRINT_SIF in run.features.bands
+    by_name = {"trainer.loss=footprints": by_loss, "model.ratio=footprint": by_ratio}
+    names = by_name | {f"the band {FOOTPRINT_SIF}": by_band}
+    name, window = next((name for name, wanted in names.items() if wanted), None), run.window
+    if name is None:
         return []
-    name, window, faults = "trainer.loss=footprints" if by_loss else "model.ratio=footprint", run.window, []
+    faults = []
+    if by_band and (by_loss or by_ratio):
+        faults.append(
+            f"features.bands: must be without {FOOTPRINT_SIF} for {name}, which has the footprints already (found it)"
+        )
     if run.level != "fine":
         faults.append(f"level: must be fine for {name}, which weighs fine pixels (found '{run.level}')")
+    if by_band and not any(set(source) <= set(run.features.bands) for source in NIRV_SOURCES):
+        wanted = ", or ".join(" and ".join(source) for source in NIRV_SOURCES)
+        faults.append(f"features.bands: must hold {wanted} for {name} (found {', '.join(run.features.bands)})")
     radius = window.footprint_weights if isinstance(window, GriddedWindow) else None
     if radius is None:
         faults.append(

@@ -37,6 +37,7 @@ LBP_ENCODINGS = {
 WITHOUT_TRUTH = ("aggregate", "footprints")  # losses that read no fine target
 
 # NIRv = NDVI x NIR, and NDVI comes from red and NIR: the bands that nirv_ratio may work with, the best first.
+FOOTPRINT_SIF = "sif_by_footprint"  # a band made of NIRv and the footprint weights of native SIF, on the fine grid
 NIRV_SOURCES = (("nirv",), ("ndvi", "nir"), ("red", "nir"))
 
 

@@ -12,36 +12,49 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sifscale.config import NIRV_SOURCES
+from sifscale.config import FOOTPRINT_SIF, NIRV_SOURCES
 from sifscale.datamodule import Scaler
 from sifscale.features import Channel, FeatureCube
 from sifscale.footprint_weights import cell_means, on_pixels
 from sifscale.grid import block_mean, block_repeat
 
 CHANNEL = "SIF / NIRv by footprint"
+SMALLEST_NIRV = 0.01  # reflectance; what a network is given does not divide by less
 
 
 def with_footprint_ratio(features: FeatureCube, floor: float) -> FeatureCube:
-    """The feature cube with one more predictor, which the footprint weights make, and without these weights.
+    """The feature cube with one more predictor, the ratio that footprint weights make, and without these weights."""
+    return _with_channel(features, Channel(CHANNEL, False), _footprint_ratio(features, floor))
+
+
+def with_footprint_sif(features: FeatureCube) -> FeatureCube:
+    """The feature cube with NIRv x its ratio by footprint, a first map of SIF, as the predictor `FOOTPRINT_SIF`."""
+    first_map = _footprint_ratio(features, SMALLEST_NIRV) * _named_nirv(features)
+    return _with_channel(features, Channel(FOOTPRINT_SIF, True), first_map)
+
+
+def _with_channel(features: FeatureCube, channel: Channel, values: NDArray[Any]) -> FeatureCube:
+    predictors = np.concatenate([np.asarray(features.predictors), values[:, None].astype(np.float32)], axis=1)
+    channels = (*features.channels, channel)
+    return replace(features, channels=channels, predictors=predictors, footprint_weights=None)
+
+
+def _footprint_ratio(features: FeatureCube, floor: float) -> NDArray[np.float32]:
+    """SIF / NIRv (sample, y, x) by the footprint weights of native cells, in the unit of SIF.
 
     The ratio of a native cell is its SIF over NIRv as its footprints saw it, not below `floor`; a fine pixel has the
     mean of the ratios of the cells that saw it, by its weights in them. After Turner et al. 2020
     (doi:10.5194/bg-17-405-2020), who do so for each sounding. Where no footprint reaches it is that of the block.
     """
     nirv, coarse = _named_nirv(features), np.asarray(features.coarse).astype(np.float64)
-    factor, channel = features.block_px, np.empty(nirv.shape, np.float32)
+    factor, found = features.block_px, np.empty(nirv.shape, np.float32)
     for sample, (field, observed) in enumerate(zip(nirv, coarse, strict=True)):
         weights = np.asarray(features.footprint_weights[sample])
         by_cell = observed[::factor, ::factor] / np.maximum(cell_means(weights, field), floor)
         blocks = observed[::factor, ::factor] / np.maximum(np.nan_to_num(block_mean(field, factor)), floor)
         ratio = on_pixels(weights, by_cell, factor)
-        channel[sample] = np.where(np.isnan(ratio), block_repeat(blocks, factor, *field.shape), ratio)
-    return replace(
-        features,
-        channels=(*features.channels, Channel(CHANNEL, False)),
-        predictors=np.concatenate([np.asarray(features.predictors), channel[:, None]], axis=1),
-        footprint_weights=None,
-    )
+        found[sample] = np.where(np.isnan(ratio), block_repeat(blocks, factor, *field.shape), ratio)
+    return found
 
 
 def _named_nirv(features: FeatureCube) -> NDArray[Any]:
