@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sifscale.config import Coarse, ConfigError, Features, PredictConfig
+from sifscale.config import FOOTPRINT_SIF, Coarse, ConfigError, Features, PredictConfig
 from sifscale.cube import Cube
 from sifscale.export import crs_of
 from sifscale.features import bands_read
@@ -13,7 +13,7 @@ from sifscale.models.ratio import CHANNEL as FOOTPRINT_RATIO
 from sifscale.task import TaskSpec
 from sifscale.tile_fields import training_sections
 
-_MADE_IN_TRAINING = (OTHER_COMPOSITE, FOOTPRINT_RATIO)  # channels that features do not make
+_MADE_IN_TRAINING = (OTHER_COMPOSITE, FOOTPRINT_RATIO, FOOTPRINT_SIF)  # channels that features do not make
 
 
 def check(config: PredictConfig, spec: TaskSpec, cube: Cube, level: str) -> tuple[Features, Coarse]:
