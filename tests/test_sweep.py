@@ -6,7 +6,9 @@ A new study is found and made tiny by the kind of its window: nothing is to be a
 from __future__ import annotations
 
 import csv
+import functools
 import json
+import shutil
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -65,6 +67,7 @@ def composed(*words: str) -> DictConfig:
         return compose("train", list(words), return_hydra_config=True)
 
 
+@functools.cache
 def axes(study: str) -> list[tuple[str, list[str]]]:
     """The choices that a study sweeps over."""
     params = composed(f"experiment={study}").hydra.sweeper.params or {}
@@ -91,8 +94,11 @@ def tiny_sweep(study: str) -> tuple[list[str], list[DictConfig]]:
 
 
 @pytest.fixture(scope="module")
-def cubes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cubes")
+def cubes(tiny_cube_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for the studies' cubes, with the files that the tiny cube was simulated from."""
+    folder = tmp_path_factory.mktemp("cubes")
+    shutil.copytree(tiny_cube_path.parent / "raw" / "tiny", folder / "raw" / "tiny")
+    return folder
 
 
 def trained(job: DictConfig) -> bool:

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own; by itself it loads no torch
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
-from pytorch_lightning.utilities import rank_zero_only
 
 from sifscale import tracking_store as store
 from sifscale.config import PROJECT_ROOT, Tracking
