@@ -237,6 +237,7 @@ def one(key: str, value: Any, rule: str, *base: str, at: str | None = None) -> M
 
 TABLE = "window=minnesota_2019"
 NIRV = "model=nirv_ratio"
+SAMPLES = {"name": "samples", "test_share": 0.2, "validation_share": 0.2}
 BY_BAND = "features.bands=[coarse,nirv,sif_by_footprint]"
 BY_FOOTPRINT = ("level=fine", "window.footprint_weights=2", "crop.augment=false")
 UNKNOWN = "is no key of this section"
@@ -400,7 +401,7 @@ MISTAKES = [
     one("level", "fine", "which has no fine truth", TABLE),
     one("coarse.factor", 8, "must be block_mean with factor 4", "level=fine", "crop.size=32", at="coarse"),
     one("split.folds", "every", "must be all, or a fold from 0 to split.k - 1 = 4"),
-    Mistake({}, "split.name", "must be time for model.name=persistence", ("split=samples", "model=persistence")),
+    one("split", SAMPLES, "must be time for model.name=persistence", "split=time", "model=persistence", at="split.name"),
 ]
 
 

@@ -233,7 +233,7 @@ def test_a_script_works_and_ctrl_c_leaves_no_process_behind(tmp_path: Path) -> N
         assert process.stdout is not None and process.stderr is not None
         pids = [int(process.stdout.readline()) for _ in range(2)]
         os.killpg(process.pid, signal.SIGINT)
-        process.wait(timeout=20)
+        process.wait(timeout=60)
         errors = process.stderr.read()
     assert process.returncode != 0 and "KeyboardInterrupt" in errors
     assert dead_within(pids, 5)

@@ -177,6 +177,17 @@ def test_only_the_newest_run_of_an_arm_seed_and_fold_counts_and_a_repeated_arm_k
     assert rows(runs.update())["nearest"][2] == f"{(before + other).finish()['rmse']:.4f}"
 
 
+def test_a_run_of_all_folds_and_runs_of_single_ones_never_count_together(runs: Runs) -> None:
+    for fold in (0, 1):
+        runs.log("ridge", 0.9, fold, DAY + fold)
+    whole = runs.log("ridge", 0.5, start=DAY + HOUR, params={"split.folds": "all"})
+    expected = Sums.from_dict(outcome(runs.tracking, runs.mlflow.get_run(whole), "test").sums).finish()
+    assert rows(runs.update())["ridge"][2] == f"{expected['rmse']:.4f}"
+    again = runs.log("ridge", 0.7, 1, DAY + 2 * HOUR)
+    expected = Sums.from_dict(outcome(runs.tracking, runs.mlflow.get_run(again), "test").sums).finish()
+    assert rows(runs.update())["ridge"][2] == f"{expected['rmse']:.4f}"
+
+
 def test_the_study_is_that_of_the_newest_run(runs: Runs) -> None:
     runs.log("ridge", 0.5, start=DAY + HOUR, study={"baseline": "nearest"})
     runs.log("nearest", 0.5)

@@ -44,14 +44,18 @@ def newest_runs(runs: Sequence[Run], *, one_sweep: bool = False, by_ground: bool
 
     runs: oldest first. Runs of one sweep with different settings are different arms, whatever their tag; in another
     sweep a run with other settings replaces the older one. one_sweep: take all as of one sweep. by_ground: a run never
-    replaces one that was tested elsewhere.
+    replaces one that was tested elsewhere. A run of all folds and runs of single ones never count together: what is
+    newer does.
     """
     labelled = _labelled(runs, one_sweep)
     arms = list(dict.fromkeys(one.arm for one in labelled))
     newest: dict[tuple[object, ...], ArmRun] = {}
     for one in labelled:
         ground = tuple(sorted(tested_on(one.run).items(), key=str)) if by_ground else ()
-        newest[one.arm, one.seed, one.run.data.params.get("split.folds"), ground] = one
+        same, folds = (one.arm, one.seed, ground), one.run.data.params.get("split.folds")
+        for other in [key for key in newest if key[:3] == same and "all" in (folds, key[3]) and folds != key[3]]:
+            del newest[other]
+        newest[*same, folds] = one
     return sorted(newest.values(), key=lambda one: (arms.index(one.arm), *age(one.run)))
 
 
