@@ -401,7 +401,7 @@ MISTAKES = [
     one("level", "fine", "which has no fine truth", TABLE),
     one("coarse.factor", 8, "must be block_mean with factor 4", "level=fine", "crop.size=32", at="coarse"),
     one("split.folds", "every", "must be all, or a fold from 0 to split.k - 1 = 4"),
-    one("split", SAMPLES, "must be time for model.name=persistence", "split=time", "model=persistence", at="split.name"),
+    one("split", SAMPLES, "must be time for model.name=persist", "split=time", "model=persistence", at="split.name"),
 ]
 
 
