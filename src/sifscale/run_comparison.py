@@ -21,7 +21,7 @@ from sifscale.effects import main_effects
 from sifscale.html_report import page
 from sifscale.study_runs import ArmRun, age, newest_runs, require_files, studies, study_of, tested_on, tested_runs
 from sifscale.tracking import found
-from sifscale.whole import take_name, written_beside
+from sifscale.whole import write_text
 
 
 def compare_runs(config: CompareConfig) -> None:
@@ -44,12 +44,12 @@ def compare_runs(config: CompareConfig) -> None:
     origin = f"{made} (MLflow {mlflow.__version__}, {config.tracking.uri})."
     folder = config.folder
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "comparison.html", page(title, count, pages, origin))
+    write_text(folder / "comparison.html", page(title, count, pages, origin))
     scores = [{"ground": section.ground, **row} for section in sections for row in section.rows]
-    _write(folder / "comparison.csv", arm_tables.rows_csv(scores))
+    write_text(folder / "comparison.csv", arm_tables.rows_csv(scores))
     levels = [{"ground": s.ground, **row} for s in sections for row in arm_tables.effect_rows(s.effects)]
-    _write(folder / "effects.csv", arm_tables.rows_csv(levels))
-    _write(folder / "comparison.tex", "\n".join(_latex(section, at) for at, section in enumerate(sections)))
+    write_text(folder / "effects.csv", arm_tables.rows_csv(levels))
+    write_text(folder / "comparison.tex", "\n".join(_latex(section, at) for at, section in enumerate(sections)))
     report.show(f"comparison: {folder / 'comparison.html'}")
 
 
@@ -140,9 +140,3 @@ def _latex(section: Compared, at: int) -> str:
     heads, cells = arm_tables.score_cells(section.study, section.rows, section.units)
     caption = f"{section.study.title}: {section.ground}"
     return arm_tables.latex(heads, cells, caption, f"{section.study.name}-{at}" if at else section.study.name)
-
-
-def _write(path: Path, text: str) -> None:
-    with written_beside(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-        take_name(partial, path)

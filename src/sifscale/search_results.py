@@ -23,7 +23,7 @@ from sifscale.config import ConfigError, Tracking, plain
 from sifscale.report import show
 from sifscale.tracking import PARENT_VARIABLE, attached
 from sifscale.trial import REASON
-from sifscale.whole import take_name, written_beside
+from sifscale.whole import write_text
 
 log = logging.getLogger(__name__)
 
@@ -100,9 +100,7 @@ def write_study_file(path: Path, head: str, composed: DictConfig, compose: Compo
         yaml.safe_dump(values, sort_keys=False, width=120),
     ]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with written_beside(path) as partial:
-        partial.write_text("\n".join(lines))
-        take_name(partial, path)
+    write_text(path, "\n".join(lines))
 
 
 def beyond(base: Mapping[Any, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from sifscale.models import parameter_count
 from sifscale.structure import Structure
 from sifscale.task import REFERENCES, DownscalingTask
 from sifscale.tracking import RunLog, is_main_process
-from sifscale.whole import take_name, written_beside
+from sifscale.whole import write_text
 
 LARGEST_TILE_PX = 64  # of power spectra; waves longer than that are in the coarse field anyway
 VIEWS = {"test": "pixels", "cells": "cells", "truth": "fine pixels against the truth"}
@@ -136,9 +136,7 @@ def write(tested: Tested, metrics: Mapping[str, float], folder: Path, tracker: R
         files["structure"] = {name: structure.to_dict() for name, structure in tested.structure.items()}
     for name, values in files.items():
         path = folder / f"{name}.json"
-        with written_beside(path) as partial:
-            partial.write_text(json.dumps(values, indent=1))
-            take_name(partial, path)
+        write_text(path, json.dumps(values, indent=1))
         tracker.artifact(path)
 
 

@@ -32,6 +32,13 @@ def written_beside(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a text file, UTF-8, whole or not at all."""
+    with written_beside(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+        take_name(partial, path)
+
+
 def take_name(partial: Path, path: Path) -> None:
     """Rename a complete output to its final name; an old folder steps aside, as folders cannot be replaced."""
     if not path.is_dir():
