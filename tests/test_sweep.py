@@ -35,6 +35,8 @@ TINY = (
     "trainer.progress=false",
     "evaluation.details=false",
     "evaluation.figures=false",  # half of a tiny run's time; test_training draws
+    "tracking.log_model=false",
+    "tracking.system_metrics=false",
     "crop.number=4",
     "crop.stride=16",
     "split.k=3",
@@ -135,6 +137,7 @@ def test_a_study(workplace: Workplace, raw: Path, cubes: Path, tmp_path: Path, n
     assert isinstance(study, dict)
     table = json.loads((sweep / f"{name}.json").read_text())
     assert table["study"] == study | {"title": table["study"]["title"]}, "a title may name values of the configuration"
+    assert f"experiment={name}" in parent.data.tags["mlflow.note.content"]
     assert f"{name}.json" in [file.path for file in client.list_artifacts(parent.info.run_id)]
     scores = {row["arm"]: {key: row[key] for key in ("r2", "mae", "rmse")} for row in table["rows"]}
     assert json.loads((sweep / "metrics.json").read_text()) == scores

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 
-# Where and how fast a run works, which numbers tell runs of one arm apart, and what makes the ground of a test.
-NO_CHOICE = ("paths.", "tracking.", "dask.", "window.", "split.", "evaluation.")
-NO_CHOICE_KEYS = {
-    "arm", "seed", "check", "resume", "channels", "protocol",
-    *(f"trainer.{key}" for key in ("accelerator", "devices", "threads", "progress", "memory_limit_mb")),
-}  # fmt: skip
+from sifscale.config.no_result import changes_result
+
+# What makes the ground of a test, which numbers tell runs of one arm apart, and on what they ran.
+NO_CHOICE = ("window.", "split.", "evaluation.")
+NO_CHOICE_KEYS = {"arm", "seed", "channels", "protocol", "trainer.accelerator", "trainer.devices"}
 NONE = "none"  # what a run that lacks the key has
 
 Settings = Mapping[str, str]  # value by key of the configuration, what is null left out
@@ -29,7 +28,7 @@ def settings(params: Mapping[str, str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for key in dict.fromkeys(name.partition("/")[0] for name in params):
         value = whole[key]
-        if key not in NO_CHOICE_KEYS and not key.startswith(NO_CHOICE):
+        if changes_result(key) and key not in NO_CHOICE_KEYS and not key.startswith(NO_CHOICE):
             found |= _apart(key, value)
     return {key: value for key, value in found.items() if value not in ("None", "null", "")}
 

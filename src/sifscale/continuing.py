@@ -11,22 +11,19 @@ from pathlib import Path
 from mlflow.entities import Run
 
 from sifscale.config import PROJECT_ROOT, RunConfig, digest
+from sifscale.config.no_result import changes_result
 from sifscale.jobs import job_number
-from sifscale.tracking import ADOPTED, PARENT_VARIABLE, attached, finished
+from sifscale.tracking import ADOPTED, PARENT_VARIABLE, attached, finished, flat
 from sifscale.windows import open_or_build
 
 log = logging.getLogger(__name__)
 
-# What says where, how fast and how a run is shown, but not what comes out of it.
-NO_RESULT = {"paths", "dask", "resume", "check", "again", "tracking"}
-NO_RESULT_OF_TRAINER = {"progress", "threads", "memory_limit_mb"}
-
 
 def config_hash(run: RunConfig) -> str:
     """Short hash of everything in a configuration that can change a run's results or its place in a study."""
-    values = run.model_dump(mode="json", exclude=NO_RESULT | {"study"})
-    values["trainer"] = {key: value for key, value in values["trainer"].items() if key not in NO_RESULT_OF_TRAINER}
-    return digest(values, run.study.name if run.study else None)
+    values = flat(run.model_dump(mode="json", exclude={"study"}))
+    kept = {key: value for key, value in values.items() if changes_result(key)}
+    return digest(kept, run.study.name if run.study else None)
 
 
 @cache

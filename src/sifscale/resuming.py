@@ -8,6 +8,7 @@ import yaml
 from hydra.core.hydra_config import HydraConfig
 
 from sifscale.config import ConfigError, RunConfig
+from sifscale.config.no_result import changes_result
 from sifscale.tracking import flat, is_main_process, process_rank
 
 
@@ -30,8 +31,9 @@ def _check_resumable(run: RunConfig, folder: Path) -> None:
         flat(values)
         for values in (yaml.safe_load((folder / "config.yaml").read_text()), run.model_dump(mode="json"))
     )
-    free = ("resume", "trainer.progress", "trainer.threads")
-    changed = [key for key in now | was if key not in free and was.get(key) != now.get(key)]
+    # where it is logged as well: its MLflow run is in one database
+    fixed = [key for key in now | was if changes_result(key) or key.startswith("tracking.")]
+    changed = [key for key in fixed if was.get(key) != now.get(key)]
     if changed:
         raise ConfigError(
             [

@@ -28,6 +28,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sifscale import search_results
 from sifscale.config import ConfigError, RunConfig, load, plain, refuse, validate
+from sifscale.config.no_result import changes_result
 from sifscale.config.search_sections import SearchOptions
 from sifscale.jobs import give_variables, share_cores
 from sifscale.report import show
@@ -40,9 +41,6 @@ log = logging.getLogger(__name__)
 INTERRUPTED = "interrupted"  # attribute of trials whose process died; they were drawn again
 BASE, SPACE = "base", "space"  # attributes of a study: what all its trials have, and what they are drawn from
 REFUSED_AT_START = 10  # so many refusals and nothing else: the fault is not in the draws
-# Where and how fast a run works, and how it is called; a search may go on with other values.
-FREE = ("paths.", "tracking.", "dask.", "study.", "trainer.progress", "trainer.threads", "trainer.memory_limit_mb")
-FREE_KEYS = {"arm", "check", "resume", "study"}
 
 
 def search(config: DictConfig, loader: ConfigLoader, launcher: Launcher, words: Sequence[str]) -> None:
@@ -172,7 +170,7 @@ def _open(plan: Plan) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
         load_if_exists=True,
     )
     now = {
-        BASE: {k: v for k, v in flat(plain(plan.config)).items() if k not in FREE_KEYS and not k.startswith(FREE)},
+        BASE: {key: value for key, value in flat(plain(plan.config)).items() if _is_fixed(key)},
         SPACE: {"metric": plan.options.metric} | plan.space.description,
     }
     for part, values in now.items():
@@ -185,6 +183,11 @@ def _open(plan: Plan) -> tuple[optuna.Study, optuna.storages.RDBStorage]:
             )  # fmt: skip
         study.set_user_attr(part, values)
     return study, storage
+
+
+def _is_fixed(key: str) -> bool:
+    """Whether a search that goes on must have the value that it had; not what it is called."""
+    return changes_result(key) and key not in ("arm", "study") and not key.startswith("study.")
 
 
 def _requeue(study: optuna.Study, storage: optuna.storages.RDBStorage) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import subprocess
 import threading
 import time
@@ -21,7 +22,7 @@ from lightning_utilities.core.rank_zero import rank_zero_only  # Lightning's own
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME
 
 from sifscale import tracking_store as store
 from sifscale.config import PROJECT_ROOT, Tracking
@@ -248,7 +249,9 @@ def run_log(
 
 def start_parent(tracking: Tracking, name: str, overrides: Sequence[str]) -> str:
     """Parent run of a sweep; jobs started from this process and its children become its children."""
-    tags = {MLFLOW_SOURCE_NAME: "train.py", "overrides": " ".join(overrides), "sweep": "parent"}
+    code = shlex.join(["python", "train.py", "-m", *overrides])
+    note = f"**{name}**\n\n```\n{code}\n```\n\nIts runs are its children."
+    tags = {MLFLOW_SOURCE_NAME: "train.py", "overrides": " ".join(overrides), "sweep": "parent", MLFLOW_RUN_NOTE: note}
     parent = started(tracking, name, tags).run_id
     os.environ[PARENT_VARIABLE] = parent
     return parent
