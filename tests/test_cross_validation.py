@@ -20,13 +20,14 @@ from sifscale.config import RunConfig
 from sifscale.metrics import SUMS
 from sifscale.tracking import flat
 from sifscale.training import Outcome, prepare_features, train_once
+from sifscale.uncertainty import Spread
 from sifscale.windows import open_or_build
 
 if TYPE_CHECKING:
     from conftest import Workplace
 
 PLAIN = ("evaluation.ridge=null", "evaluation.details=false", "window.truth=null", "split.folds=all")
-NETWORK = (*PLAIN, "model.widths=[4,8]", "model.bottleneck=8", "trainer.epochs=1")
+NETWORK = (*PLAIN, "model.widths=[4,8]", "model.bottleneck=8", "trainer.epochs=1", "uncertainty=quantile")
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,12 @@ def scores(folder: Path) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def bicubic(workplace: Workplace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every fold of a model without parameters, with ridge, details and truth."""
+    """Every fold of a model without parameters, with ridge, details, truth and error bars."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(run_figures, "draw", lambda *args: [])  # those of the folds; test_training looks at a run's
         folder = tmp_path_factory.mktemp("bicubic")
-        return workplace.train(folder, "split.folds=all", "model=bicubic", "evaluation.figures=true")
+        words = ("split.folds=all", "model=bicubic", "uncertainty=constant", "evaluation.figures=true")
+        return workplace.train(folder, *words)
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,18 @@ def test_groups_structure_and_truth_are_pooled_too(workplace: Workplace, bicubic
     assert {"truth/rmse", "truth/ridge_rmse", "test/ridge_rmse", "test/ssim"} <= set(scores(bicubic))
 
 
+def test_error_bars_are_pooled_too(bicubic: Path) -> None:
+    folds = [bicubic / f"fold_{i}" for i in range(3)]
+    for view in ("test", "truth"):
+        parts = [Spread.from_dict(read(fold / "spread.json")[view]) for fold in folds]
+        found = sum(parts[1:], start=parts[0]).finish()
+        assert found["coverage"] == pytest.approx(scores(bicubic)[f"{view}/coverage"], rel=1e-12)
+        blocks = read(bicubic / f"{view}_block_sums.json")["blocks"]["model"]
+        assert sum(float(part.values[0].sum()) for part in parts) == sum(numbers[0] for numbers in blocks.values())
+    widths = {scores(fold)["test/interval_width"] for fold in folds}
+    assert len(widths) == 3 and min(widths) < scores(bicubic)["test/interval_width"] < max(widths)
+
+
 def test_the_noise_of_the_pool_is_that_of_all_its_test_pixels(bicubic: Path) -> None:
     folds = [bicubic / f"fold_{i}" for i in range(3)]
     counts = [read(fold / "test_sums.json")["model"]["n"] for fold in folds]
@@ -192,7 +206,8 @@ def test_pictures_and_files_of_the_pool_are_kept(workplace: Workplace, bicubic: 
         for file in found.client.list_artifacts(found.parent.info.run_id, place)
     }
     assert {"config.yaml", "metrics.json", "test_sums.json", "test_block_sums.json", "errors_by.json"} <= files
-    pictures = {"figures/maps.png", "figures/predicted_against_actual.png", "figures/errors_by.png"}
+    drawn = ("maps", "predicted_against_actual", "errors_by", "uncertainty")
+    pictures = {f"figures/{name}.png" for name in drawn}
     assert pictures <= files and all((bicubic / picture).stat().st_size > 5000 for picture in pictures)
 
 

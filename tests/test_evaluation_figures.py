@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -49,6 +50,28 @@ def colour(bar: Rectangle) -> tuple[float, float, float]:
     return to_rgb(bar.get_facecolor())
 
 
+def test_the_spread_skill_diagram_shows_each_bin_beside_the_line_of_equality(tmp_path: Path) -> None:
+    count, spread, skill = np.array([50.0, 200.0]), np.array([0.1, 0.3]), np.array([0.2, 0.25])
+    figure = pictures.spread_skill((count, spread, skill), level=0.9, coverage=0.8934, units=UNITS)
+    (axes,) = figure.axes
+    equality, found = axes.lines
+    np.testing.assert_array_equal(equality.get_xdata(), equality.get_ydata())
+    np.testing.assert_array_equal(found.get_xydata(), np.stack([spread, skill], axis=1))
+    (points,) = axes.collections
+    assert isinstance(points, PathCollection)
+    areas = np.asarray(points.get_sizes())
+    assert areas[1] == 4 * areas[0]
+    assert axes.get_title(loc="left") == "90 % intervals cover 89.3 %"
+    figures.save(figure, tmp_path / "spread.png")
+    with pytest.raises(ValueError, match="needs one bin of pixels or more, found none"):
+        pictures.spread_skill((count[:0], spread[:0], skill[:0]), level=0.9, coverage=0.9, units=UNITS)
+
+
+def test_the_spread_skill_diagram_of_perfect_predictions_is_a_point_at_the_origin() -> None:
+    figure = pictures.spread_skill((np.ones(1), np.zeros(1), np.zeros(1)), level=0.5, coverage=1.0, units=UNITS)
+    assert figure.axes[0].get_xlim() == (0, 1)
+
+
 @pytest.mark.parametrize(("pixel_km", "longest", "label"), [(None, 16, "(px)"), (2.5, 40, "(km)")])
 def test_spectra_show_the_target_once_and_each_prediction_with_its_error(
     pixel_km: float | None, longest: float, label: str, tmp_path: Path
@@ -80,6 +103,18 @@ def test_spectra_without_power_are_left_out_and_do_not_rule_the_scale(tmp_path: 
     error = lines(axes)[3]
     assert np.isnan(np.asarray(error.get_ydata(), dtype=float)).all()
     assert axes.get_ylim()[0] == pytest.approx(1e-3 * smooth["target"].min())
+
+
+def test_fields_without_a_target_have_a_line_each() -> None:
+    wavenumber, power = np.array([0.125, 0.25, 0.5]), np.array([3.0, 2.0, 0.0])
+    figure = pictures.power(wavenumber, {"coarse": power, "map": 2 * power}, pixel_km=2.0, units="K")
+    (axes,) = figure.axes
+    assert [line.get_label() for line in axes.get_lines()] == ["coarse", "map"]
+    np.testing.assert_array_equal(axes.get_lines()[1].get_xdata(), [16, 8, 4])
+    np.testing.assert_array_equal(axes.get_lines()[1].get_ydata(), [6, 4, np.nan])
+    assert axes.get_xlabel() == "wavelength (km)" and axes.get_xlim() == (16, 4)
+    with pytest.raises(ValueError, match="0 predictions"):
+        pictures.power(wavenumber, {}, pixel_km=None, units="K")
 
 
 def test_spectra_that_cannot_be_compared_are_refused() -> None:

@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 from skimage.metrics import structural_similarity
+from sklearn.metrics import mean_pinball_loss
 from torch import Tensor
+from torch.nn import functional as F
 
 from sifscale import losses
 
@@ -61,6 +63,58 @@ def test_the_truth_has_no_loss(name: str) -> None:
     prediction, target, scored = fields(1, scored_share=1.0)
     assert float(losses.PIXEL_LOSSES[name](target, target, scored)) == pytest.approx(0, abs=1e-12)
     assert float(losses.PIXEL_LOSSES[name](prediction, target, scored)) > 0.01
+
+
+def test_the_plain_likelihood_is_torchs_own() -> None:
+    prediction, target, scored = fields(0)
+    sd = torch.rand(target.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + 0.2
+    expected = F.gaussian_nll_loss(prediction[scored], target[scored], sd[scored] ** 2)
+    assert float(losses.beta_nll(prediction, sd, target, scored, 0.0)) == pytest.approx(float(expected), rel=1e-12)
+
+
+@given(seed=st.integers(0, 999), beta=st.floats(0, 1))
+def test_beta_scales_gradients_by_the_variance_and_with_1_the_mean_learns_as_by_squares(seed: int, beta: float) -> None:
+    prediction, target, scored = fields(seed)
+    sd = torch.rand(target.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) + 0.2
+
+    def gradients(beta: float) -> list[Tensor]:
+        leaves = [field.clone().requires_grad_() for field in (prediction, sd)]
+        losses.beta_nll(leaves[0], leaves[1], target, scored, beta).backward()  # type: ignore[no-untyped-call]  # torch's own
+        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    for plain, weighted in zip(gradients(0.0), gradients(beta), strict=True):
+        torch.testing.assert_close(weighted, plain * sd ** (2 * beta))
+    mean, _ = gradients(1.0)
+    torch.testing.assert_close(mean, torch.where(scored, prediction - target, 0) / scored.sum())
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_pinball_is_that_of_scikit_learn_for_the_three_quantiles(level: float) -> None:
+    prediction, target, scored = fields(0)
+    distances = torch.rand((2, 2, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    quantiles = {
+        (1 - level) / 2: prediction - distances[:, :1],
+        0.5: prediction,
+        (1 + level) / 2: prediction + distances[:, 1:],
+    }
+    expected = sum(mean_pinball_loss(target[scored], q[scored], alpha=share) for share, q in quantiles.items())
+    assert float(losses.pinball(prediction, distances, target, scored, level)) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["beta_nll", "pinball"])
+def test_learned_widths_read_scored_pixels_alone(name: str) -> None:
+    prediction, target, scored = fields(0)
+    widths = torch.rand((2, 1 + (name == "pinball"), 16, 16), generator=torch.Generator().manual_seed(0)).double() + 0.1
+    found = []
+    for other in (0.0, torch.nan, 1e9):
+        leaves = [field.masked_fill(~scored, other).requires_grad_() for field in (prediction, widths)]
+        loss = getattr(losses, name)(*leaves, target.masked_fill(~scored, other), scored, 0.5)
+        loss.backward()
+        assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
+        found.append(float(loss.detach()))
+    assert found[0] == found[1] == found[2]
+    nothing = torch.zeros_like(scored)
+    assert float(getattr(losses, name)(prediction, widths, target, nothing, 0.5)) == 0
 
 
 def test_ssim_of_complete_fields_is_that_of_scikit_image() -> None:

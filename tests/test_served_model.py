@@ -25,6 +25,7 @@ from sifscale.metrics import Sums
 from sifscale.served_model import ServedModel
 from sifscale.tracking import client
 from sifscale.training import prepare_features, prepare_plans
+from sifscale.uncertainty import Spread
 from sifscale.windows import open_or_build
 
 if TYPE_CHECKING:
@@ -34,8 +35,8 @@ QUICK = ("evaluation.ridge=null", "evaluation.details=false", "evaluation.figure
 MODELS = {
     "unet": ("model=unet", "model.widths=[4,8]", "model.bottleneck=8", "conservation=additive"),
     "half precision": ("model=unet", "model.widths=[4,8]", "model.bottleneck=8", "trainer.precision=bf16-mixed"),
-    "cnn_dense": ("model=cnn_dense",),
-    "bicubic": ("model=bicubic", "conservation=multiplicative"),
+    "cnn_dense": ("model=cnn_dense", "uncertainty=quantile"),
+    "bicubic": ("model=bicubic", "conservation=multiplicative", "uncertainty=constant"),
     "nirv_ratio": ("model=nirv_ratio",),
     "ridge": ("model=ridge",),
     "random_forest": ("model=random_forest", "model.trees=3"),
@@ -49,6 +50,7 @@ class Logged:
     run_id: str
     words: tuple[str, ...]
     rmse: float
+    coverage: float
     batches: list[Batch]
 
 
@@ -67,8 +69,9 @@ def train(workplace: Workplace, folder: Path, *words: str) -> Logged:
     run = workplace.config(*words)
     features = prepare_features(run, open_or_build(run))
     data = CropDataModule(features, prepare_plans(run, features), batch_size=8, seed=0, augment=False)
-    rmse = client(run.tracking).get_run(run_id).data.metrics["test/rmse"]
-    return Logged(run_id, words, rmse, list(data.test_dataloader()))
+    metrics = client(run.tracking).get_run(run_id).data.metrics
+    coverage = metrics.get("test/coverage", float("nan"))
+    return Logged(run_id, words, metrics["test/rmse"], coverage, list(data.test_dataloader()))
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +100,18 @@ def test_a_model_that_mlflow_loads_has_the_score_that_the_run_logged(
     model = mlflow.pyfunc.load_model(f"runs:/{logged.run_id}/model")
     assert rmse(model, logged) == pytest.approx(logged.rmse, rel=1e-5)
     assert model.predict(model.input_example).shape[:2] == (1, 1)
+    served = model.get_raw_model()
+    if "uncertainty=" not in " ".join(MODELS[name]):
+        with pytest.raises(ValueError, match="trained with uncertainty=none"):
+            served.error_bars(model.input_example)
+    else:
+        bars = Spread.zero()
+        for batch in logged.batches:
+            given = arrays(batch, ("predictors", "coarse", "valid"))
+            prediction, found = (torch.from_numpy(of(given)) for of in (served.predict, served.error_bars))
+            edges = served.task.calibration.edges
+            bars += Spread.of(prediction, found, batch["target"], batch["scored"], edges)
+        assert bars.finish()["coverage"] == pytest.approx(logged.coverage, abs=2e-3)
 
 
 def test_a_fresh_process_predicts_the_same_numbers(workplace: Workplace, unet: Logged, tmp_path: Path) -> None:

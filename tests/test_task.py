@@ -16,16 +16,20 @@ from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_err
 from torch import Tensor, nn
 
 from sifscale import fitting, testing
-from sifscale.config import PROJECT_ROOT, RunConfig
+from sifscale.config import PROJECT_ROOT, ConfigError, RunConfig
+from sifscale.conservation import conserve
 from sifscale.crops import Plans
 from sifscale.datamodule import CropDataModule
 from sifscale.features import FeatureCube
-from sifscale.losses import aggregate, total_variation
+from sifscale.losses import aggregate, beta_nll, pinball, total_variation
+from sifscale.models.mc_dropout import McDropout
 from sifscale.models.persistence import with_other_composite
-from sifscale.splits import TEST
-from sifscale.task import DownscalingTask, Optimisation
+from sifscale.splits import TEST, VALIDATION
+from sifscale.task import LEAST_WIDTH, DownscalingTask
+from sifscale.task_spec import Optimisation
 from sifscale.tracking import RunLog
 from sifscale.training import make_task, prepare_features, prepare_plans
+from sifscale.uncertainty import Spread
 from sifscale.windows import open_or_build
 
 if TYPE_CHECKING:
@@ -218,6 +222,122 @@ def within_blocks_shuffled(features: FeatureCube) -> NDArray[np.float32]:
         cell[valid[at]] = rng.permutation(cell[valid[at]])
         truth[at] = cell
     return truth
+
+
+@pytest.mark.parametrize("uncertainty", ["heteroscedastic", "quantile"])
+@pytest.mark.parametrize("model", ["unet", "sifnet_small", "cnn_dense"])
+def test_learned_widths_are_above_0_and_in_units_of_the_target(
+    workplace: Workplace, model: str, uncertainty: str
+) -> None:
+    _, _, _, task, data = room(workplace, f"model={model}", f"uncertainty={uncertainty}", "conservation=additive")
+    batch, widths = next(iter(data.test_dataloader())), {"heteroscedastic": 1, "quantile": 2}[uncertainty]
+    fields = batch["predictors"], batch["coarse"]
+    last = list(task.model.parameters())[-1]
+    with torch.no_grad():
+        last.fill_(-50)  # far below 0, before the function that keeps widths above it
+        said = task.eval().each(*fields)
+        assert said.shape == (1, len(batch["crop"]), 1 + widths, *batch["coarse"].shape[-2:])
+        scale = task.spec.scaler.target_scale
+        torch.testing.assert_close(said[:, :, 1:], torch.full_like(said[:, :, 1:], LEAST_WIDTH * scale))
+        last.fill_(3)
+        wide = task.each(*fields)
+        prediction = task(*fields)
+        assert torch.equal(prediction, wide[0, :, :1])
+        held = task(*fields, batch["valid"])
+        bars = task.bars(wide, held[None])
+    assert bars.shape == (len(held), 3, *held.shape[-2:])
+    assert bool((held - bars[:, 1:2] < held).all() and (held < held + bars[:, 2:]).all()), "no quantile crosses another"
+
+
+@pytest.mark.parametrize("members", [1, 2])
+@pytest.mark.parametrize("uncertainty", ["heteroscedastic", "quantile"])
+def test_learned_widths_are_learned_by_a_loss_of_their_own(
+    workplace: Workplace, uncertainty: str, members: int
+) -> None:
+    words = ("conservation=additive", f"trainer.members={members}", "model.widths=[4,8]", "model.bottleneck=8")
+    _, _, _, task, data = room(workplace, f"uncertainty={uncertainty}", *words, "model.residual=false")
+    batch, scale = next(iter(data.train_dataloader())), task.spec.scaler.target_scale
+    task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]  # there is no trainer to log to
+    found = task.training_step(batch, 0)
+    found.backward()  # type: ignore[no-untyped-call]  # torch's own
+    heads = [weight for name, weight in task.named_parameters() if name.endswith("head.weight")]
+    assert len(heads) == members and all(bool(w.grad.flatten(1).any(dim=1).all()) for w in heads if w.grad is not None)
+    expected, target, scored = 0.0, batch["target"] / scale, batch["scored"]
+    for said in task.each(batch["predictors"], batch["coarse"]).detach():
+        held = conserve("additive", said[:, :1], batch["coarse"], batch["valid"], task.spec.block_px) / scale
+        if uncertainty == "quantile":
+            expected += float(pinball(held, said[:, 1:] / scale, target, scored, 0.9))
+        else:
+            expected += float(beta_nll(held, said[:, 1:] / scale, target, scored, 0.5))
+    assert float(found.detach()) == pytest.approx(expected, rel=1e-5)
+
+
+def test_mc_dropout_trains_by_one_pass_is_validated_without_and_tested_with_all(workplace: Workplace) -> None:
+    words = ("uncertainty=mc_dropout", "uncertainty.passes=3", "model.widths=[4,8]", "model.bottleneck=8")
+    _, _, _, task, data = room(workplace, *words, "model.residual=false")
+    batch, passes = next(iter(data.test_dataloader())), list[int]()
+    assert isinstance(task.model, McDropout)
+    task.model.network.register_forward_hook(lambda *args: passes.append(len(args[1][0])))
+    task.log = lambda *args, **kwargs: None  # type: ignore[method-assign]  # there is no trainer to log to
+    task.train().training_step(batch, 0)
+    task.eval().validation_step(batch, 0)
+    assert len(passes) == 2
+    with torch.no_grad():
+        assert task.each(batch["predictors"], batch["coarse"]).shape[0] == 3 == len(passes) - 2
+
+
+def test_checkpoints_from_before_there_were_error_bars_still_load(workplace: Workplace, tmp_path: Path) -> None:
+    run, _, _, task, data = room(workplace, "trainer.epochs=1", "evaluation.ridge=null", "evaluation.details=false")
+    fitting.fit(run, task, data, tmp_path, NOWHERE_TO_LOG)
+    path = tmp_path / "checkpoints" / "best.ckpt"
+    state = torch.load(path, weights_only=True)
+    del state["hyper_parameters"]["spec"]["uncertainty"]
+    torch.save(state, tmp_path / "old.ckpt")
+    back = DownscalingTask.load_from_checkpoint(tmp_path / "old.ckpt", weights_only=True)
+    assert back.spec == task.spec and back.spec.uncertainty is None and back.calibration is None
+    batch = next(iter(data.test_dataloader()))
+    fields = batch["predictors"], batch["coarse"]
+    with torch.no_grad():
+        torch.testing.assert_close(back.eval()(*fields), task.eval()(*fields))
+        with pytest.raises(ValueError, match="trained with uncertainty=none"):
+            back.bars(back.each(*fields), back.each(*fields))
+
+
+@pytest.mark.parametrize("words", [("model=bilinear", "uncertainty=constant"), ("uncertainty=heteroscedastic",)])
+def test_calibration_is_that_of_each_validation_pixel_once_and_kept(
+    workplace: Workplace, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    run, features, plans, task, data = room(workplace, *words, "trainer.epochs=1")
+    fitting.fit(run, task, data, tmp_path, NOWHERE_TO_LOG)
+    back = DownscalingTask.load_from_checkpoint(tmp_path / "checkpoints" / "best.ckpt", weights_only=True)
+    assert task.calibration is not None and back.calibration == task.calibration
+    assert plans.parts is not None
+    truth = np.asarray(features.target)[np.asarray(features.valid) & (plans.parts == VALIDATION)]
+    errors, plain = [], replace(task.calibration, sd=1.0, interval=1.0)
+    spread, calibrated = Spread.zero(), Spread.zero()
+    with torch.no_grad():
+        for batch in data.each_pixel_once(VALIDATION):
+            said = back.eval().each(batch["predictors"], batch["coarse"])
+            held = back(batch["predictors"], batch["coarse"], batch["valid"])
+            fields = batch["target"], batch["scored"]
+            errors.append((held - batch["target"])[batch["scored"]])
+            calibrated += Spread.of(held, back.bars(said, held[None]), *fields, task.calibration.edges)
+            back.calibration = plain
+            spread += Spread.of(held, back.bars(said, held[None]), *fields, plain.edges)
+            back.calibration = task.calibration
+    assert len(torch.cat(errors)) == len(truth)
+    assert task.calibration.sd == pytest.approx(1 / spread.finish()["spread_skill"], rel=1e-4)
+    assert calibrated.finish()["coverage"] == pytest.approx(np.ceil(0.9 * (len(truth) + 1)) / len(truth), abs=2e-3)
+
+
+def test_error_bars_without_a_validation_part_are_refused_before_training(
+    workplace: Workplace, tmp_path: Path
+) -> None:
+    run, features, plans, task, _ = room(workplace, "uncertainty=constant")
+    without = replace(plans, validation=None)
+    data = CropDataModule(features, without, batch_size=run.trainer.batch_size, seed=run.seed, augment=False)
+    with pytest.raises(ConfigError, match="uncertainty.name: must be none where the split has no validation part"):
+        fitting.fit(run, task, data, tmp_path, NOWHERE_TO_LOG)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -25,6 +25,7 @@ from sifscale.training import (
     train_once,
 )
 from sifscale.trial import SearchTrial, trial_of_this_job, trial_tags
+from sifscale.uncertainty import Spread
 from sifscale.windows import open_or_build
 
 
@@ -68,7 +69,7 @@ def _every_fold(run: RunConfig, folder: Path, trial: SearchTrial | None) -> dict
             write(tested, metrics, folder, tracker)
             title = f"{run.label} on {run.window.name} ({run.protocol}), {run.split.k} folds pooled"
             report.show(report.folds_table(_by_fold(folds, tested), units, f"{run.label} by fold"))
-            show(run.label, title, tested, metrics, units)
+            show(run, title, tested, metrics, units)
             if tested.fields and run.evaluation.figures:
                 pictures = run_figures.of_test(run, prepare_features(run, cube), metrics, tested, units)
                 for picture in run_figures.save(pictures, folder / "figures"):
@@ -104,7 +105,8 @@ def pool(folds: Sequence[Tested]) -> Tested:
     sums = merged(tested.sums for tested in folds)
     names = folds[0].structure
     structure = {name: sum((t.structure[name] for t in folds[1:]), start=names[name]) for name in names}
-    return Tested(views, sums, _floor(folds), fields, groups, structure)
+    spread = {view: sum((t.spread[view] for t in folds), start=Spread.zero()) for view in folds[0].spread}
+    return Tested(views, sums, _floor(folds), fields, groups, structure, spread)
 
 
 def _floor(folds: Sequence[Tested]) -> NoiseFloor | None:

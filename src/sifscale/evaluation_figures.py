@@ -1,4 +1,4 @@
-"""The pictures of an evaluation: power spectra, and errors by kinds of ground.
+"""The pictures of an evaluation: power spectra, errors by kinds of ground, and what error bars are worth.
 
 As in `figures`, each function takes plain numbers and strings and returns a Figure built without pyplot.
 """
@@ -35,15 +35,17 @@ Groups = Mapping[str, Mapping[str, Scores]]
 Kinds = Mapping[str, Groups]
 
 
-def spectra(by_name: Mapping[str, Spectrum], *, pixel_km: float | None, units: str) -> Figure:
+def spectra(
+    by_name: Mapping[str, Spectrum], *, pixel_km: float | None, units: str, target: str = "target"
+) -> Figure:
     """Power of the target and of each prediction (lines) and of its error (dashed) against wavelength, log-log.
 
     by_name: prediction name -> what :meth:`sifscale.structure.Structure.spectra` gives: "wavenumber" (cycles per
     px), "prediction", "target", "error", each (rings,), power spectral density in ``units`` squared times px^2.
     pixel_km: side of a pixel, for an axis in km, else it is in px. A dotted line is half of the target's power: a
     prediction resolves the waves to the left of where its error comes up to it. Power that is 0, NaN or below a
-    thousandth of the target's least is not drawn. Raises ValueError for no or more than ten predictions, for
-    targets that differ, and where no target has power.
+    thousandth of the target's least is not drawn. target: its name. Raises ValueError for no or more than ten
+    predictions, for targets that differ, and where no target has power.
     """
     colours = _colours(by_name)
     first = next(iter(by_name.values()))
@@ -54,17 +56,39 @@ def spectra(by_name: Mapping[str, Spectrum], *, pixel_km: float | None, units: s
         raise ValueError("the target has no power at any wavelength: its test part must hold a tile of the spectra")
     wavelength = (1.0 if pixel_km is None else pixel_km) / first["wavenumber"]
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
-    axes = figure.add_subplot(xscale="log", yscale="log")
-    _draw_power(axes, wavelength, first["target"], label="target", color="black", lw=2.2)
+    axes = _power_axes(figure, wavelength, pixel_km=pixel_km, units=units)
+    _draw_power(axes, wavelength, first["target"], label=target, color="black", lw=2.2)
     half = NOISE_TO_SIGNAL * first["target"]
-    _draw_power(axes, wavelength, half, label="half of the target", color="black", lw=1, ls=":")
+    _draw_power(axes, wavelength, half, label=f"half of the {target}", color="black", lw=1, ls=":")
     for name, found in by_name.items():
         _draw_power(axes, wavelength, found["prediction"], label=name, color=colours[name], lw=1.5)
         _draw_power(axes, wavelength, found["error"], color=colours[name], lw=1.5, ls="--")
     axes.plot([], [], color="0.35", lw=1.5, ls="--", label="error of each")
-    axes.set_xlim(wavelength.max(), wavelength.min())  # long waves on the left, as spectra are read
     least = _POWER_SHOWN * first["target"][first["target"] > 0].min()
     axes.set_ylim(bottom=max(least, axes.get_ylim()[0]))  # a smooth prediction falls without end
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
+    return figure
+
+
+def power(wavenumber: Values, by_name: Mapping[str, Values], *, pixel_km: float | None, units: str) -> Figure:
+    """Power of fields without a target to compare them with, (rings,) each; arguments and axes as in `spectra`.
+
+    Raises ValueError for no or more than ten fields.
+    """
+    colours = _colours(by_name)
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    wavelength = (1.0 if pixel_km is None else pixel_km) / wavenumber
+    axes = _power_axes(figure, wavelength, pixel_km=pixel_km, units=units)
+    for name, values in by_name.items():
+        _draw_power(axes, wavelength, values, label=name, color=colours[name], lw=1.8)
+    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
+    return figure
+
+
+def _power_axes(figure: Figure, wavelength: Values, *, pixel_km: float | None, units: str) -> Axes:
+    """Logarithmic axes for power spectral densities against wavelength, (rings,) in km, or px without ``pixel_km``."""
+    axes = figure.add_subplot(xscale="log", yscale="log")
+    axes.set_xlim(wavelength.max(), wavelength.min())  # long waves on the left, as spectra are read
     axes.set_xlabel(f"wavelength ({'px' if pixel_km is None else 'km'})")
     axes.set_ylabel(f"power spectral density\n(({typeset(units)})² px²)")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -72,8 +96,7 @@ def spectra(by_name: Mapping[str, Spectrum], *, pixel_km: float | None, units: s
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.grid(color="0.9", lw=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside right upper", fontsize="small", frameon=False)
-    return figure
+    return axes
 
 
 def errors_by(kinds: Kinds, *, units: str) -> Figure:
@@ -101,6 +124,35 @@ def errors_by(kinds: Kinds, *, units: str) -> Figure:
     patches = [Patch(color=colour, label=name) for name, colour in colours.items()]
     columns = int(width / _LEGEND_INCHES)
     figure.legend(handles=patches, loc="outside lower center", ncols=columns, fontsize="small", frameon=False)
+    return figure
+
+
+def spread_skill(bins: tuple[Values, Values, Values], *, level: float, coverage: float, units: str) -> Figure:
+    """Error of predictions against their standard error, pixels of like standard error together; 1:1 is right.
+
+    bins: number of pixels, root mean square standard error and root mean square error, each (bins,), both in ``units``.
+    The area of a point is in proportion to its pixels. Below the line a prediction is less sure of itself than it could
+    be, above it too sure. level, coverage (0..1): of the intervals, for the title. Raises ValueError without bins.
+    """
+    count, spread, skill = bins
+    if not count.size:
+        raise ValueError("a spread-skill diagram needs one bin of pixels or more, found none")
+    figure = Figure(figsize=(4.6, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    most = 1.08 * float(max(spread.max(), skill.max())) or 1.0
+    axes.plot([0, most], [0, most], color="0.6", lw=1.2, ls="--", label="1:1")
+    axes.plot(spread, skill, color=BLUE, lw=1.5)
+    axes.scatter(spread, skill, s=120 * count / count.max(), color=BLUE)
+    axes.set_xlim(0, most)
+    axes.set_ylim(0, most)
+    axes.set_aspect("equal")
+    axes.set_xlabel(f"standard error ({typeset(units)})")
+    axes.set_ylabel(f"RMSE ({typeset(units)})")
+    axes.set_title(f"{100 * level:g} % intervals cover {100 * coverage:.1f} %", fontsize="medium", loc="left")
+    axes.legend(loc="upper left", fontsize="small", frameon=False)
+    axes.grid(color="0.9", lw=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

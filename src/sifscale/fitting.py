@@ -9,20 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
 from sifscale import progress
 from sifscale.averaging import weight_average
-from sifscale.config import WITHOUT_TRUTH, RunConfig
+from sifscale.config import WITHOUT_TRUTH, ConfigError, RunConfig
 from sifscale.datamodule import CropDataModule
 from sifscale.models import parameter_count
 from sifscale.models.regression import Fitted
 from sifscale.splits import TRAIN, VALIDATION
 from sifscale.task import DownscalingTask
-from sifscale.tracking import Pruned, RunLog
+from sifscale.tracking import Pruned, RunLog, is_main_process
 from sifscale.trial import SearchTrial
+from sifscale.uncertainty import calibrate
+from sifscale.whole import take_name, written_beside
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # hardware lists, advertising
@@ -59,8 +62,16 @@ def fit(
     """Train, keep the best checkpoint on validation (the last where there is none), return metrics by epoch.
 
     Models that learn in one step, or nothing, have no epochs and thus no such metrics. Raises ValueError where there
-    is no pixel to learn from, and Pruned where ``trial``'s search finds the run hopeless.
+    is no pixel to learn from, or none to calibrate error bars on, and Pruned where ``trial``'s search finds the run
+    hopeless.
     """
+    if run.uncertainty.name != "none" and (data.plans.validation is None or data.plans.parts is None):
+        raise ConfigError(
+            [
+                "uncertainty.name: must be none where the split has no validation part, on which error bars are "
+                f"calibrated (found '{run.uncertainty.name}')"
+            ]
+        )
     if isinstance(task.model, Fitted) or not parameter_count(task.model):
         return Fit({}, _fit_in_one_step(run, task, data, folder, tracker))
     history = progress.EpochLog(tracker, folder / "history.json")
@@ -106,6 +117,8 @@ def fit(
     best = Path(keep.best_model_path or last)
     state = torch.load(best, weights_only=True, map_location="cpu")
     task.load_state_dict(state["state_dict"])
+    if calibration := _calibrated(run, task, data, folder, tracker):
+        _save(state | calibration, best)
     kept = history.at(state["epoch"])
     tracker.metrics({"best_epoch": float(state["epoch"])} | {f"best/{name}": kept[name] for name in kept})
     if not run.tracking.log_model:  # which holds the checkpoint
@@ -119,7 +132,9 @@ def _fit_in_one_step(
     """What a baseline learns, if anything; then validation scores and a checkpoint, as a network has them."""
     best = folder / "checkpoints" / "best.ckpt"
     if run.resume and best.exists():
-        task.load_state_dict(torch.load(best, weights_only=True, map_location="cpu")["state_dict"])
+        state = torch.load(best, weights_only=True, map_location="cpu")
+        task.load_state_dict(state["state_dict"])
+        task.on_load_checkpoint(state)
         return {}
     if isinstance(task.model, Fitted):
         started = time.perf_counter()
@@ -133,6 +148,7 @@ def _fit_in_one_step(
         for scores in trainer.validate(task, data, verbose=False):
             kept |= scores
     tracker.metrics(kept)
+    _calibrated(run, task, data, folder, tracker)
     trainer.save_checkpoint(best, weights_only=False)
     if not run.tracking.log_model:  # which holds the checkpoint
         tracker.artifact(best, "checkpoints")
@@ -145,6 +161,38 @@ def fit_at_once(task: DownscalingTask, data: CropDataModule, seed: int) -> dict[
     with torch.no_grad():
         train, validation = (map(task.fields, data.each_pixel_once(part)) for part in (TRAIN, VALIDATION))
         return task.model.fit(train, validation, seed)
+
+
+def _calibrated(
+    run: RunConfig, task: DownscalingTask, data: CropDataModule, folder: Path, tracker: RunLog
+) -> dict[str, Any]:
+    """Fit the error bars of a trained task on the validation part; what a checkpoint keeps of that, if anything.
+
+    In the trainer's precision, as the test: each process sees all pixels and finds the same.
+    """
+    uncertainty = task.spec.uncertainty
+    if uncertainty is None:
+        return {}
+    trainer = lightning_trainer(run, [], folder, validate=False)
+    with known_warnings():
+        parts = trainer.predict(task, data.each_pixel_once(VALIDATION)) or []
+    columns = torch.cat([torch.as_tensor(part, device="cpu") for part in parts])
+    prediction, bars, target = columns[:, 0], columns[:, 1:4], columns[:, 4]
+    found = task.calibration = calibrate(uncertainty["level"], prediction, bars, target)
+    factors = f"standard error x {found.sd:.3g}, interval x {found.interval:.3g}"
+    log.info("error bars calibrated on %s validation pixels: %s", f"{len(target):,}", factors)
+    tracker.metrics({"calibration/sd": found.sd, "calibration/interval": found.interval})
+    kept: dict[str, Any] = {}
+    task.on_save_checkpoint(kept)
+    return kept
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    """A checkpoint in place of the one of that name, whole or not at all."""
+    if is_main_process():
+        with written_beside(path) as partial:
+            torch.save(state, partial)
+            take_name(partial, path)
 
 
 def lightning_trainer(run: RunConfig, callbacks: list[pl.Callback], folder: Path, *, validate: bool) -> pl.Trainer:

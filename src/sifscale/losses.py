@@ -68,6 +68,31 @@ def spectral(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
     return error + SPECTRAL_SHARE * F.mse_loss(found, wanted)
 
 
+def beta_nll(prediction: Tensor, sd: Tensor, target: Tensor, scored: Tensor, beta: float) -> Tensor:
+    """Negative log-likelihood of a normal distribution, each pixel weighted by sd^(2 beta), which is held constant.
+
+    Seitzer et al. 2022, arXiv 2203.09168. beta 0 is the plain likelihood, which neglects pixels of large variance; with
+    1 the mean is learned as by squared errors. `sd` (B, 1, H, W), above 0; the constant of the density is left out.
+    """
+    variance = sd[scored].square()
+    likelihood = (variance.log() + (prediction[scored] - target[scored]).square() / variance) / 2
+    return (variance.detach() ** beta * likelihood).sum() / scored.sum().clamp(min=1)
+
+
+def pinball(prediction: Tensor, distances: Tensor, target: Tensor, scored: Tensor, level: float) -> Tensor:
+    """Sum of the pinball losses of the median and of the ends of the central interval that holds `level` (0..1).
+
+    Koenker & Bassett 1978, doi:10.2307/1913643: each is smallest for its quantile. distances (B, 2, H, W): from the
+    median down to the lower and up to the upper end, not below 0.
+    """
+    lower, upper = prediction - distances[:, :1], prediction + distances[:, 1:]
+    total = prediction.new_zeros(())
+    for quantile, share in ((lower, (1 - level) / 2), (prediction, 0.5), (upper, (1 + level) / 2)):
+        error = target[scored] - quantile[scored]
+        total = total + torch.maximum(share * error, (share - 1) * error).sum()
+    return total / scored.sum().clamp(min=1)
+
+
 def aggregate(prediction: Tensor, coarse: Tensor, valid: Tensor, scored: Tensor, factor: int) -> Tensor:
     """Mean squared difference of block means and the coarse observation: learns without any fine truth.
 

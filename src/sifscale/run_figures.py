@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from sifscale import evaluation_figures, figures
-from sifscale.config import RunConfig
+from sifscale.config import NoUncertainty, RunConfig
 from sifscale.datamodule import BatchOrder, CropBatches, CropDataModule
 from sifscale.features import FeatureCube
 from sifscale.splits import PART_NAMES
@@ -66,7 +66,7 @@ def draw(
 def of_test(
     run: RunConfig, features: FeatureCube, metrics: Mapping[str, float], tested: Tested, units: str
 ) -> dict[str, Figure]:
-    """Pictures by name of what an honest test found: maps, scatter, and, where known, spectra and errors by group."""
+    """Pictures by name of an honest test: maps, scatter and, where known, spectra, errors by group and error bars."""
     predicted = tested.fields["model"]
     actual = np.where(np.isfinite(predicted), np.asarray(features.target), np.nan)
     pictures = {
@@ -86,6 +86,12 @@ def of_test(
     spectra = {shown[name]: part.spectra() for name, part in tested.structure.items() if name in shown and part.tiles}
     if any((power["target"] > 0).any() for power in spectra.values()):
         pictures["spectra"] = evaluation_figures.spectra(spectra, pixel_km=pixel_km(run), units=units)
+    if not isinstance(run.uncertainty, NoUncertainty) and "test" in tested.spread:
+        count, spread, skill = (part.numpy() for part in tested.spread["test"].by_bin())
+        coverage = tested.spread["test"].finish()["coverage"]
+        pictures["uncertainty"] = evaluation_figures.spread_skill(
+            (count, spread, skill), level=run.uncertainty.level, coverage=coverage, units=units
+        )
     return pictures
 
 

@@ -19,7 +19,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from sifscale.datamodule import Batch
-from sifscale.task import DownscalingTask, TaskSpec
+from sifscale.task import DownscalingTask
+from sifscale.task_spec import TaskSpec
 from sifscale.tracking import RunLog
 
 logging.getLogger("mlflow.pyfunc").setLevel(logging.WARNING)  # tells of every step
@@ -43,13 +44,23 @@ class ServedModel:
         over which coarse was observed (without it: all). As a dataset coarse and valid may lack the channel dimension,
         and channels with a coordinate ``channel`` are found by name. Raises ValueError, one line, for anything else.
         """
-        fields = self._checked(_from_dataset(model_input, self.channels) if _is_dataset(model_input) else model_input)
-        valid = fields.get("valid")
-        if valid is None and self.task.spec.conservation != "none":
-            valid = torch.ones_like(fields["coarse"], dtype=torch.bool)
+        predictors, coarse, valid = self._fields(model_input)
         half = torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16-mixed")
         with torch.inference_mode(), half:
-            found: NDArray[np.float32] = self.task(fields["predictors"], fields["coarse"], valid).float().numpy()
+            found: NDArray[np.float32] = self.task(predictors, coarse, valid).float().numpy()
+        return found
+
+    def error_bars(self, model_input: Arrays | xr.Dataset) -> NDArray[np.float32]:
+        """Standard error, distance down to the lower and up to the upper end of the interval (B, 3, H, W).
+
+        Of what `predict` says of the same input, in the units of the target. Raises ValueError, one line, also where
+        the model was trained with uncertainty=none.
+        """
+        predictors, coarse, valid = self._fields(model_input)
+        half = torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16-mixed")
+        with torch.inference_mode(), half:
+            raw = self.task.each(predictors, coarse)
+            found: NDArray[np.float32] = self.task.bars(raw, self.task.conserved(raw, coarse, valid)).float().numpy()
         return found
 
     @property
@@ -58,8 +69,14 @@ class ServedModel:
         return tuple(self.task.spec.channels)
 
     def get_raw_model(self) -> ServedModel:
-        """What ``get_raw_model()`` of MLflow's model gives: this, whose ``predict`` takes datasets as well."""
+        """What ``get_raw_model()`` of MLflow's model gives: this, with `error_bars`, and it takes datasets as well."""
         return self
+
+    def _fields(self, model_input: Arrays | xr.Dataset) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Predictors, coarse and valid of an input; valid is all where it does not say."""
+        fields = self._checked(_from_dataset(model_input, self.channels) if _is_dataset(model_input) else model_input)
+        everything = torch.ones_like(fields["coarse"], dtype=torch.bool)
+        return fields["predictors"], fields["coarse"], fields.get("valid", everything)
 
     def _checked(self, arrays: Any) -> dict[str, torch.Tensor]:
         names = ("predictors", "coarse", "valid")

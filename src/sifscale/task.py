@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,81 +11,19 @@ from torch import Tensor, nn
 
 from sifscale.conservation import block_means, conserve
 from sifscale.datamodule import Batch, Scaler
-from sifscale.losses import PIXEL_LOSSES, aggregate, error_weighted, footprints, total_variation
+from sifscale.losses import PIXEL_LOSSES, aggregate, beta_nll, error_weighted, footprints, pinball, total_variation
 from sifscale.metrics import Sums, on_cells
-from sifscale.models import MODELS, PHYSICAL
-from sifscale.models.ensemble import Ensemble
+from sifscale.models.ensemble import Ensemble, mean_of
 from sifscale.models.interpolation import Mode, upsample
+from sifscale.models.mc_dropout import McDropout
 from sifscale.models.regression import Fields
+from sifscale.task_spec import Optimisation, Origin, TaskSpec, build_model
+from sifscale.uncertainty import Calibration, Spread, error_bars
 
+CALIBRATION = "calibration"  # key of a checkpoint
+# Of the target's scale, added to what a network learns as a width: the likelihood has no bound at 0.
+LEAST_WIDTH = 1e-3
 REFERENCES: tuple[Mode, ...] = ("nearest", "bilinear")  # scored beside every model, on the same pixels
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where a model comes from, as far as making its predictors again and judging them depends on it.
-
-    features, coarse: those sections of the run's configuration. units: of the cube's bands, by name. ranges: smallest
-    and largest value of each channel on the training part, infinite for codes and classes.
-    """
-
-    features: dict[str, Any]
-    coarse: dict[str, Any]
-    units: dict[str, str]
-    ranges: tuple[tuple[float, float], ...]
-    window: str
-    level: str
-    cube_hash: str
-    git_commit: str
-
-
-@dataclass(frozen=True)
-class TaskSpec:
-    """Everything that prediction needs beside weights; kept in the checkpoint as plain values.
-
-    channels: predictor names in order. block_px: edge of coarse blocks (1: coarse is a smooth field). factor: by
-    which SIF is made finer. target, units: what is predicted. members: networks of an ensemble. origin: None in
-    checkpoints from before there was prediction of maps.
-    """
-
-    model: dict[str, Any]
-    channels: tuple[str, ...]
-    scaler: Scaler
-    block_px: int
-    factor: int
-    size: int
-    conservation: str
-    target: str
-    units: str
-    members: int = 1
-    origin: Origin | None = None
-
-
-@dataclass(frozen=True)
-class Optimisation:
-    """How weights are learned and judged; see conf/trainer and conf/train.yaml for the meaning of the values."""
-
-    loss: str
-    optimiser: str
-    learning_rate: float
-    weight_decay: float
-    schedule: str
-    epochs: int
-    total_variation_weight: float = 0.0
-    conservation_weight: float = 0.0
-    cell_px: int | None = None
-    cell_min_valid: float = 1.0
-
-
-def build_model(spec: TaskSpec) -> nn.Module:
-    """The network, ensemble of networks or baseline that ``spec.model`` names, freshly initialised."""
-    options = {key: value for key, value in spec.model.items() if key not in ("name", "any_size")}
-    if spec.model["name"] == "cnn_dense":
-        options["size"] = spec.size
-    if spec.model["name"] in PHYSICAL:
-        options |= {"channels": spec.channels, "scaler": spec.scaler}
-    make = partial(MODELS[spec.model["name"]], in_channels=len(spec.channels), factor=spec.block_px, **options)
-    return Ensemble(make, spec.members) if spec.members > 1 else make()
 
 
 class DownscalingTask(pl.LightningModule):
@@ -109,9 +46,20 @@ class DownscalingTask(pl.LightningModule):
         self.optimisation = Optimisation(**optimisation)
         self.keep_positions = keep_positions
         self.model = build_model(self.spec)
+        self.calibration: Calibration | None = None  # of error bars, once they are fitted
         self.register_buffer("offset", torch.tensor(scaler.offset)[:, None, None])
         self.register_buffer("scale", torch.tensor(scaler.scale)[:, None, None])
         self._sums: dict[str, Sums] = {}
+        self._spread: Spread | None = None
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the calibration in it, as plain values."""
+        if self.calibration:
+            checkpoint[CALIBRATION] = asdict(self.calibration)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take the calibration from it, if there is any."""
+        self.calibration = Calibration(**checkpoint[CALIBRATION]) if CALIBRATION in checkpoint else None
 
     @classmethod
     def create(cls, spec: TaskSpec, optimisation: Optimisation, keep_positions: bool) -> DownscalingTask:
@@ -124,19 +72,39 @@ class DownscalingTask(pl.LightningModule):
         valid (B, 1, H, W) bool: pixels over which coarse was observed; needed where the run conserves.
         """
         raw = self.each(predictors, coarse)
-        return raw.mean(dim=0) if valid is None else self._conserved(raw, coarse, valid).mean(dim=0)
+        return mean_of(raw[:, :, :1] if valid is None else self.conserved(raw, coarse, valid))
 
     def each(self, predictors: Tensor, coarse: Tensor) -> Tensor:
-        """Predictions of all members, (members, B, 1, H, W), before they are made to conserve."""
-        inputs = self._normal(predictors, coarse)
-        output = self.model.each(*inputs) if isinstance(self.model, Ensemble) else self.model(*inputs)[None]
-        return output.float() * self.spec.scaler.target_scale + self.spec.scaler.target_offset
+        """What all members say, (members, B, outputs, H, W), in physical units, before they are made to conserve.
 
-    def _conserved(self, raw: Tensor, coarse: Tensor, valid: Tensor) -> Tensor:
-        """Each member conserves, and so does their mean."""
+        The first channel is the prediction. The others, of a network that learns its own error, are widths above 0:
+        one under heteroscedastic, the standard deviation; two under quantile, from the prediction down to the lower and
+        up to the upper end of the interval. In evaluation the passes of mc_dropout are its members.
+        """
+        return self._said_by(self.model, predictors, coarse)
+
+    def _said_by(self, model: nn.Module, predictors: Tensor, coarse: Tensor) -> Tensor:
+        inputs, scaler = self._normal(predictors, coarse), self.spec.scaler
+        output = model.each(*inputs) if isinstance(model, Ensemble | McDropout) else model(*inputs)[None]
+        prediction = output[:, :, :1].float() * scaler.target_scale + scaler.target_offset
+        if output.shape[2] == 1:
+            return prediction
+        # contiguous: of values that lie apart PyTorch computes functions in another way, which rounds differently
+        widths = nn.functional.softplus(output[:, :, 1:].float().contiguous()) + LEAST_WIDTH
+        return torch.cat([prediction, widths * scaler.target_scale], dim=2)
+
+    def bars(self, raw: Tensor, conserved: Tensor) -> Tensor:
+        """Error bars (B, 3, H, W) of predictions, see `error_bars`; ValueError where the task has no uncertainty."""
+        if self.spec.uncertainty is None:
+            raise ValueError("this model was trained with uncertainty=none; train it with another to have error bars")
+        return error_bars(self.spec.uncertainty, raw, conserved, self.calibration)
+
+    def conserved(self, raw: Tensor, coarse: Tensor, valid: Tensor) -> Tensor:
+        """Predictions (members, B, 1, H, W); each member conserves, and so does their mean."""
+        predictions = raw[:, :, :1]
         coarse, valid = _repeated(len(raw), coarse, valid)
-        fields = (raw.flatten(0, 1), coarse, valid)
-        return conserve(self.spec.conservation, *fields, self.spec.block_px).reshape(raw.shape)
+        fields = (predictions.flatten(0, 1), coarse, valid)
+        return conserve(self.spec.conservation, *fields, self.spec.block_px).reshape(predictions.shape)
 
     def _normal(self, predictors: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         scaled = torch.nan_to_num((predictors - self.offset) / self.scale, nan=0.0)
@@ -158,14 +126,19 @@ class DownscalingTask(pl.LightningModule):
         """Conserved prediction (B, 1, H, W) and loss, of an ensemble the mean over its members.
 
         Terms about means of cells read the prediction before it is conserved: afterwards there is nothing to learn.
+        MC dropout is validated without its passes, whose mean is nearly that: they would cost more than the training.
         """
         options, scale, block_px = self.optimisation, self.spec.scaler.target_scale, self.spec.block_px
-        raw = self.each(batch["predictors"], batch["coarse"])
-        conserved = self._conserved(raw, batch["coarse"], batch["valid"])
+        model = self.model.network if isinstance(self.model, McDropout) else self.model
+        raw = self._said_by(model, batch["predictors"], batch["coarse"])
+        conserved = self.conserved(raw, batch["coarse"], batch["valid"])
         names = ("coarse", "target", "valid", "scored", "weight")
         coarse, target, valid, scored, weight = _repeated(len(raw), *(batch[name] for name in names))
-        every = raw.flatten(0, 1)
-        if options.loss == "aggregate":  # never reads the target
+        every = raw[:, :, :1].flatten(0, 1)
+        if raw.shape[2] > 1:
+            widths = raw[:, :, 1:].flatten(0, 1) / scale
+            loss = self._loss_of_widths(conserved.flatten(0, 1) / scale, widths, target / scale, scored)
+        elif options.loss == "aggregate":  # never reads the target
             loss = aggregate(every / scale, coarse / scale, valid, scored, block_px)
         elif options.loss == "footprints":  # nor does this
             (seen,) = _repeated(len(raw), batch["footprint_weights"])
@@ -182,7 +155,14 @@ class DownscalingTask(pl.LightningModule):
             loss = loss + options.conservation_weight * mismatch
         if options.total_variation_weight:
             loss = loss + options.total_variation_weight * total_variation(every / scale, scored)
-        return conserved.mean(dim=0), loss
+        return mean_of(conserved), loss
+
+    def _loss_of_widths(self, prediction: Tensor, widths: Tensor, target: Tensor, scored: Tensor) -> Tensor:
+        """The loss of a network that learns its own error, in place of the mean squared error."""
+        assert self.spec.uncertainty is not None
+        if self.spec.uncertainty["name"] == "quantile":
+            return pinball(prediction, widths, target, scored, self.spec.uncertainty["level"])
+        return beta_nll(prediction, widths, target, scored, self.spec.uncertainty["beta"])
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add up scores; the epoch's end finishes them."""
@@ -213,7 +193,12 @@ class DownscalingTask(pl.LightningModule):
         """Add up scores of the model, of the references and of coarse consistency; returns the predictions by name."""
         target, coarse, scored = batch["target"], batch["coarse"], batch["scored"]
         members = self.each(batch["predictors"], coarse)
-        raw, prediction = members.mean(dim=0), self._conserved(members, coarse, batch["valid"]).mean(dim=0)
+        conserved = self.conserved(members, coarse, batch["valid"])
+        raw, prediction = mean_of(members[:, :, :1]), mean_of(conserved)
+        if self.calibration:
+            bars = self.bars(members, conserved)
+            spread = Spread.of(prediction, bars, target, scored, self.calibration.edges)
+            self._spread = self._spread + spread if self._spread else spread
         self._add("model", Sums.of(prediction, target, scored, by_position=self.keep_positions))
         predictions = {"model": prediction}
         for name in REFERENCES:
@@ -233,9 +218,26 @@ class DownscalingTask(pl.LightningModule):
         """
         return self._tested
 
+    def test_spread(self) -> Spread | None:
+        """Sums about the error bars of the last test; None where the task has none, or they are not calibrated."""
+        return self._tested_spread
+
     def on_test_epoch_end(self) -> None:
         """Keep the sums of all processes."""
         self._tested = self._finish()
+        spread = self._spread
+        if spread:
+            spread = Spread(self.trainer.strategy.reduce(spread.values, reduce_op="sum").cpu())
+        self._tested_spread, self._spread = spread, None
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """What calibration reads, of scored pixels alone, (n, 5): prediction, its error bars and the target."""
+        raw = self.each(batch["predictors"], batch["coarse"])
+        conserved = self.conserved(raw, batch["coarse"], batch["valid"])
+        assert self.spec.uncertainty is not None
+        bars = error_bars(self.spec.uncertainty, raw, conserved, None)
+        columns = torch.cat([mean_of(conserved), bars, batch["target"]], dim=1)
+        return columns.movedim(1, -1)[batch["scored"][:, 0]]
 
     def _add(self, name: str, sums: Sums) -> None:
         self._sums[name] = self._sums[name] + sums if name in self._sums else sums

@@ -12,7 +12,15 @@ import numpy as np
 
 from sifscale import block_sums, bootstrap, noise_floor, report
 from sifscale.audit import observed_pixels, scored_pixels
-from sifscale.config import BlocksSplit, GriddedWindow, NIRvRatioConfig, PatchWindow, PersistenceConfig, RunConfig
+from sifscale.config import (
+    BlocksSplit,
+    GriddedWindow,
+    NIRvRatioConfig,
+    NoUncertainty,
+    PatchWindow,
+    PersistenceConfig,
+    RunConfig,
+)
 from sifscale.datamodule import CropDataModule
 from sifscale.evaluation import BlockScores, FieldCollector, Fields, GroupSums, by_cell, errors_by, structures
 from sifscale.fitting import fit_at_once, known_warnings, lightning_trainer
@@ -21,9 +29,11 @@ from sifscale.models import parameter_count
 from sifscale.structure import Structure
 from sifscale.task import REFERENCES, DownscalingTask
 from sifscale.tracking import RunLog, is_main_process
+from sifscale.uncertainty import Spread
 from sifscale.whole import write_text
 
 LARGEST_TILE_PX = 64  # of power spectra; waves longer than that are in the coarse field anyway
+ERROR_BARS = ("coverage", "interval_width", "crps", "spread_skill")  # scores of them, in the order of the notes
 VIEWS = {"test": "pixels", "cells": "cells", "truth": "fine pixels against the truth"}
 
 
@@ -33,7 +43,7 @@ class Tested:
 
     views: sums by view (``VIEWS``), prediction and block. sums: those that the task kept itself
     (``DownscalingTask.test_sums``). Under ``honest`` only: fields, predictions on the grid of the target; groups,
-    structure.
+    structure. spread: of runs with error bars, sums about them by view (pixels and, on a simulation, the truth).
     """
 
     views: dict[str, BlockScores]
@@ -42,6 +52,7 @@ class Tested:
     fields: Fields = field(default_factory=dict)
     groups: GroupSums = field(default_factory=dict)
     structure: dict[str, Structure] = field(default_factory=dict)
+    spread: dict[str, Spread] = field(default_factory=dict)
 
 
 def test(
@@ -59,21 +70,23 @@ def test(
     ridge = _ridge(run, task, data)
     views: dict[str, BlockScores] = {}
     views["test"], fields = _predict(run, task, ridge, data, folder, run.finer_by(run.level))
-    sums = task.test_sums()
+    sums, spread = task.test_sums(), {"test": task.test_spread()}
     tested = Tested(views, sums, _noise_floor(data), fields)
     if data.plans.parts is not None and run.protocol == "honest":
         tested = _with_details(run, tested, data)
     if run.level == "fine":
-        views["truth"] = views["test"]
+        views["truth"], spread["truth"] = views["test"], spread["test"]
     elif fine is not None:
         views["truth"], _ = _predict(run, task, ridge, fine, folder, run.finer_by("fine"))
+        spread["truth"] = task.test_spread()
+    tested.spread.update({view: sums for view, sums in spread.items() if sums})
     metrics = test_metrics(tested, pixel_km(run)) | {"perf/parameters": float(parameter_count(task.model))}
     if run.protocol == "legacy":
         metrics["test/r2_positions"] = sums["model"].r2_positions()
     tracker.metrics(metrics)
     if is_main_process():
         write(tested, metrics, folder, tracker)
-        show(run.label, f"{run.label} on {run.window.name} ({run.protocol})", tested, metrics, task.spec.units)
+        show(run, f"{run.label} on {run.window.name} ({run.protocol})", tested, metrics, task.spec.units)
     return metrics, tested
 
 
@@ -94,6 +107,9 @@ def test_metrics(tested: Tested, pixel_km: float | None) -> dict[str, float]:
     for view, blocks in tested.views.items():
         found = _view_metrics(blocks, sums if view == "test" else {})
         metrics |= {f"{view}/{name}": value for name, value in found.items()}
+    for view, bars in tested.spread.items():
+        found = bars.finish()
+        metrics |= {f"{view}/{name}": found[name] for name in ERROR_BARS if np.isfinite(found[name])}
     for name, key in (("coarse_rmse", "coarse"), ("coarse_rmse_raw", "coarse_raw")):
         metrics[f"test/{name}"] = sums[key].finish()["rmse"]
     if tested.structure:
@@ -134,14 +150,17 @@ def write(tested: Tested, metrics: Mapping[str, float], folder: Path, tracker: R
             for kind, of_kind in tested.groups.items()
         }
         files["structure"] = {name: structure.to_dict() for name, structure in tested.structure.items()}
+    if tested.spread:
+        files["spread"] = {view: sums.to_dict() for view, sums in tested.spread.items()}
     for name, values in files.items():
         path = folder / f"{name}.json"
         write_text(path, json.dumps(values, indent=1))
         tracker.artifact(path)
 
 
-def show(label: str, title: str, tested: Tested, metrics: Mapping[str, float], units: str) -> None:
+def show(run: RunConfig, title: str, tested: Tested, metrics: Mapping[str, float], units: str) -> None:
     """Print a table a view: the model beside its references on the same pixels."""
+    label = run.label
     for view, blocks in tested.views.items():
         if view == "truth" and tested.views["test"] is blocks:
             continue  # learned on the truth: the same figures
@@ -158,8 +177,21 @@ def show(label: str, title: str, tested: Tested, metrics: Mapping[str, float], u
         if view == "test" and tested.floor:
             limit = metrics.get("test/noise_floor_rmse")
             notes.append(noise_floor.describe(tested.floor.noise_sd, limit, scores[label]["target_sd"], units))
+        if view in tested.spread:
+            notes.append(_about_error_bars(run, tested.spread[view].finish(), scores[label]["mae"], units))
         about = title if view == "test" else f"{title}, {VIEWS[view]}"
         report.show(report.run_table(scores, units, about, notes))
+
+
+def _about_error_bars(run: RunConfig, found: Mapping[str, float], mae: float, units: str) -> str:
+    """Scores of error bars as text, the CRPS beside what it would be without them."""
+    assert not isinstance(run.uncertainty, NoUncertainty)
+    level, coverage = 100 * run.uncertainty.level, 100 * found["coverage"]
+    return (
+        f"{level:g} % intervals ({run.uncertainty.name}) cover {coverage:.1f} % of the pixels, mean width "
+        f"{found['interval_width']:.3g} {units}; CRPS {found['crps']:.4f} (without error bars: the MAE, {mae:.4f}); "
+        f"spread over skill {found['spread_skill']:.2f}"
+    )
 
 
 def _predict(
@@ -226,7 +258,7 @@ def _ridge(run: RunConfig, task: DownscalingTask, data: CropDataModule) -> Downs
     if not (strengths and known) or run.model.name == "ridge" or more:
         return None
     model = {"name": "ridge", "strengths": strengths}
-    spec = replace(task.spec, model=model, conservation="additive", members=1)
+    spec = replace(task.spec, model=model, conservation="additive", members=1, uncertainty=None)
     ridge = DownscalingTask.create(spec, task.optimisation, keep_positions=False)
     fit_at_once(ridge, data, run.seed)
     return ridge

@@ -34,7 +34,8 @@ from sifscale.resuming import resumed_run_id
 from sifscale.run_record import log_choices, log_correlation, opening_tags, run_name
 from sifscale.served_model import log_model
 from sifscale.splits import TEST, make_split, padded
-from sifscale.task import DownscalingTask, Optimisation, Origin, TaskSpec
+from sifscale.task import DownscalingTask
+from sifscale.task_spec import Optimisation, Origin, TaskSpec
 from sifscale.testing import Tested, test
 from sifscale.tracking import RunLog, git_commit, is_main_process, run_log
 from sifscale.trial import SearchTrial, trial_tags
@@ -220,6 +221,7 @@ def make_task(run: RunConfig, features: FeatureCube, plans: Plans, cube: Cube | 
         units=run.window.units.get(run.window.target, "1"),
         members=run.trainer.members,
         origin=origin(run, features, plans, cube) if cube else None,
+        uncertainty=None if run.uncertainty.name == "none" else run.uncertainty.model_dump(),
     )
     named = {field.name for field in fields(Optimisation)}
     options = run.trainer.model_dump(include=named) | run.evaluation.model_dump(include=named)

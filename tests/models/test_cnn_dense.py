@@ -27,6 +27,11 @@ def test_forward_pass_written_out() -> None:
     torch.testing.assert_close(model(predictors, torch.zeros(2, 1, 16, 16)), x)
 
 
+def test_several_outputs_are_channels() -> None:
+    model = CNNDense(in_channels=3, factor=2, size=16, outputs=3)
+    assert model(torch.randn(2, 3, 16, 16), torch.zeros(2, 1, 16, 16)).shape == (2, 3, 16, 16)
+
+
 def test_gradients_reach_every_parameter() -> None:
     torch.manual_seed(0)
     model = CNNDense(in_channels=3, factor=2, size=16)

@@ -78,6 +78,14 @@ def test_residual_starts_at_bilinear_for_odd_sizes(variant: Variant) -> None:
     assert torch.equal(output, upsample(coarse, 3, "bilinear"))
 
 
+@pytest.mark.parametrize("variant", COUNTS)
+def test_only_the_first_of_several_outputs_is_the_corrected_interpolation(variant: Variant) -> None:
+    predictors, coarse = batch(7, 11)
+    output = SIFNet(in_channels=5, factor=3, variant=variant, residual=True, outputs=2)(predictors, coarse)
+    assert torch.equal(output[:, :1], upsample(coarse, 3, "bilinear"))
+    assert output.shape == (2, 2, 7, 11) and not output[:, 1:].any()
+
+
 @pytest.mark.parametrize("residual", [True, False])
 @pytest.mark.parametrize("variant", COUNTS)
 def test_gradients_reach_every_parameter(variant: Variant, residual: bool) -> None:

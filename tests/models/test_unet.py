@@ -93,6 +93,14 @@ def test_residual_starts_at_bilinear(norm: str) -> None:
     assert torch.equal(small(norm=norm)(predictors, coarse), upsample(coarse, 3, "bilinear"))
 
 
+def test_only_the_first_of_several_outputs_is_the_corrected_interpolation() -> None:
+    predictors, coarse = batch()
+    output = small(outputs=3)(predictors, coarse)
+    assert torch.equal(output[:, :1], upsample(coarse, 3, "bilinear")) and not output[:, 1:].any()
+    direct = small(outputs=3, residual=False)(predictors, coarse)
+    assert direct.shape == (2, 3, 13, 18) and direct[:, 1:].any()
+
+
 def test_direct_network_does_not_read_coarse() -> None:
     model = small(residual=False)
     predictors, coarse = batch()

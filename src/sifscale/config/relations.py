@@ -17,7 +17,16 @@ from sifscale.config.sections import (
     BlocksSplit,
     PlacesSplit,
     RunConfig,
+    SamplesSplit,
     SlidingCrop,
+    TimeSplit,
+)
+from sifscale.config.uncertainty_sections import (
+    EnsembleUncertainty,
+    HeteroscedasticUncertainty,
+    McDropoutUncertainty,
+    NoUncertainty,
+    QuantileUncertainty,
 )
 from sifscale.config.window_sections import GriddedWindow, PatchWindow, TableWindow
 
@@ -28,6 +37,8 @@ READ_FINE_TRUTH = (  # models that learn from the target itself, whatever the lo
     "deconvolution",
     "persistence",
 )
+
+NETWORKS = UNetConfig, SIFNetConfig, CNNDenseConfig
 
 LBP_DIRECTIONAL = (
     "default",
@@ -43,6 +54,7 @@ def relation_faults(run: RunConfig) -> list[str]:
         *_model_faults(run),
         *_block_mean_faults(run),
         *_training_faults(run),
+        *_uncertainty_faults(run),
         *_level_faults(run),
         *_footprint_faults(run),
         *_tracking_faults(run),
@@ -209,11 +221,58 @@ def _training_faults(run: RunConfig) -> list[str]:
         )
     if run.trainer.loss == "cells" and not cell_px:
         faults.append("trainer.loss: must not be cells where evaluation.cell_px is null (found 'cells')")
-    if run.trainer.members > 1 and not isinstance(run.model, UNetConfig | SIFNetConfig | CNNDenseConfig):
+    ensemble = isinstance(run.uncertainty, EnsembleUncertainty)  # then the fault is to ask for one
+    if run.trainer.members > 1 and not isinstance(run.model, NETWORKS) and not ensemble:
         faults.append(
             f"trainer.members: must be 1 for model.name={run.model.name}, which is no network (found "
             f"{run.trainer.members})"
         )
+    return faults
+
+
+def _uncertainty_faults(run: RunConfig) -> list[str]:
+    """Who can tell its own error, and what that is calibrated on."""
+    chosen, model, faults = run.uncertainty, run.model, []
+    name, loss, split = chosen.name, run.trainer.loss, run.split
+    if isinstance(chosen, NoUncertainty):
+        return []
+    if name != "constant" and not isinstance(model, NETWORKS):
+        faults.append(
+            f"uncertainty.name: must be none or constant for model.name={model.name}, which is no network (found "
+            f"'{name}')"
+        )
+    elif isinstance(chosen, EnsembleUncertainty) and run.trainer.members < 2:
+        faults.append(f"trainer.members: must be 2 or more for uncertainty.name=ensemble (found {run.trainer.members})")
+    elif isinstance(chosen, McDropoutUncertainty):
+        if not isinstance(model, UNetConfig):
+            faults.append(
+                f"uncertainty.name: must not be mc_dropout for model.name={model.name}, which has no dropout (found "
+                f"'{name}')"
+            )
+        elif model.dropout:
+            faults.append(
+                "model.dropout: must be 0 for uncertainty.name=mc_dropout, whose uncertainty.dropout takes its place "
+                f"(found {model.dropout})"
+            )
+        if run.trainer.members > 1:
+            faults.append(
+                "trainer.members: must be 1 for uncertainty.name=mc_dropout, whose members are passes (found "
+                f"{run.trainer.members})"
+            )
+    elif isinstance(chosen, HeteroscedasticUncertainty | QuantileUncertainty) and loss != "mse":
+        faults.append(
+            f"trainer.loss: must be mse for uncertainty.name={name}, which puts a loss of its own in its place (found "
+            f"'{loss}')"
+        )
+    if loss in WITHOUT_TRUTH:
+        faults.append(
+            f"uncertainty.name: must be none for trainer.loss={loss}, which does without the fine truth that "
+            f"calibration reads (found '{name}')"
+        )
+    if split.name == "legacy" or (isinstance(split, TimeSplit | SamplesSplit) and not split.validation_share):
+        key = "split.name: must not be legacy" if split.name == "legacy" else "split.validation_share: must be above 0"
+        found = getattr(split, "validation_share", "'legacy'")
+        faults.append(f"{key} for uncertainty.name={name}, which is calibrated on the validation part (found {found})")
     return faults
 
 

@@ -25,6 +25,21 @@ from sifscale.models.unet import UNet
 
 # Models that work with physical values: they are also given `channels` (names) and `scaler`.
 PHYSICAL = ("nirv_ratio", "lue", "persistence")
+# Models with no weight that belongs to one factor, so that what was learned with one can be applied with another.
+# A deconvolution has a filter for each place in the block, cnn_dense weights for each place in the crop.
+ANY_FACTOR = (
+    "unet",
+    "sifnet",
+    "identity",
+    "nearest",
+    "bilinear",
+    "bicubic",
+    "nirv_ratio",
+    "lue",
+    "ridge",
+    "random_forest",
+    "gradient_boosting",
+)
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "unet": UNet,

@@ -10,10 +10,11 @@ class CNNDense(nn.Module):
 
     The last dense layer has one output a pixel, so that the network is tied to crops of `size` x `size`
     pixels and knows positions instead of surroundings; it cannot map a field of another size. `coarse` is
-    not read, and `factor` has no effect. Raises ValueError where `size` is below 8.
+    not read, and `factor` has no effect. The first of the `outputs` channels is the prediction. Raises ValueError
+    where `size` is below 8.
     """
 
-    def __init__(self, *, in_channels: int, factor: int, size: int) -> None:
+    def __init__(self, *, in_channels: int, factor: int, size: int, outputs: int = 1) -> None:
         super().__init__()
         if size < 8:
             raise ValueError(f"size must be at least 8 pixels, found {size}: three poolings halve it")
@@ -28,12 +29,12 @@ class CNNDense(nn.Module):
             nn.Flatten(),
             nn.Linear(widths[-1] * (size // 8) ** 2, 512),
             nn.ReLU(inplace=True),
-            nn.Linear(512, size * size),
-            nn.Unflatten(1, (1, size, size)),
+            nn.Linear(512, outputs * size * size),
+            nn.Unflatten(1, (outputs, size, size)),
         )
 
     def forward(self, predictors: Tensor, coarse: Tensor) -> Tensor:
-        """(B, C, size, size), (B, 1, size, size) -> (B, 1, size, size); ValueError for any other size."""
+        """(B, C, size, size), (B, 1, size, size) -> (B, outputs, size, size); ValueError for any other size."""
         height, width = predictors.shape[-2:]
         if (height, width) != (self.size, self.size):
             raise ValueError(

@@ -3,9 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
+
+
+def sum_of(members: Tensor) -> Tensor:
+    """Sum over the first dimension, one after another: torch.sum takes another order at the end of a tensor.
+
+    A pixel would then have other bits in a tile than in the whole field.
+    """
+    total: Tensor = reduce(torch.add, members)
+    return total
+
+
+def mean_of(members: Tensor) -> Tensor:
+    """Mean over the first dimension, see `sum_of`."""
+    return sum_of(members) / len(members)
 
 
 class Ensemble(nn.Module):
@@ -23,9 +38,9 @@ class Ensemble(nn.Module):
         self.members = nn.ModuleList(make() for _ in range(members))
 
     def each(self, predictors: Tensor, coarse: Tensor) -> Tensor:
-        """Predictions of all members, (members, B, 1, H, W), from (B, C, H, W) and (B, 1, H, W)."""
+        """Predictions of all members, (members, B, outputs, H, W), from (B, C, H, W) and (B, 1, H, W)."""
         return torch.stack([member(predictors, coarse) for member in self.members])
 
     def forward(self, predictors: Tensor, coarse: Tensor) -> Tensor:
-        """Their mean, (B, 1, H, W)."""
-        return self.each(predictors, coarse).mean(dim=0)
+        """Their mean, (B, outputs, H, W)."""
+        return mean_of(self.each(predictors, coarse))

@@ -39,6 +39,12 @@ def upsample(coarse: Tensor, factor: int, mode: Mode) -> Tensor:
     return fine[..., :height, :width].contiguous()
 
 
+def add_upsampled(coarse: Tensor, factor: int, output: Tensor) -> Tensor:
+    """What a network found (B, outputs, H, W), to its first channel added the interpolation of coarse (B, 1, H, W)."""
+    corrected = upsample(coarse, factor, "bilinear") + output[:, :1]
+    return torch.cat([corrected, output[:, 1:]], dim=1) if output.shape[1] > 1 else corrected
+
+
 @cache
 def _weights(factor: int, mode: Mode) -> tuple[tuple[float, ...], ...]:
     """What the blocks from -r to r around count at each of the `factor` places in a block, (2 r + 1, factor)."""

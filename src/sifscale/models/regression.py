@@ -140,8 +140,11 @@ class Ridge(nn.Module):
     def forward(self, predictors: Tensor, coarse: Tensor) -> Tensor:
         """(B, C, H, W), (B, 1, H, W) -> (B, 1, H, W), for any H and W."""
         features = pixel_features(predictors, coarse, self.factor)
-        # a sum of products: autocast would round a matrix product to half precision
-        correction = (features * self.weights[:-1, None, None]).sum(dim=1, keepdim=True) + self.weights[-1]
+        correction = self.weights[-1].expand_as(coarse)
+        # one after another: autocast would round a matrix product to half precision, and torch.sum takes another order
+        # at the end of a tensor, so that a tile would differ from the whole field
+        for feature, weight in zip(features.unbind(dim=1), self.weights[:-1], strict=True):
+            correction = correction + feature[:, None] * weight
         return upsample(coarse, self.factor, "bilinear") + correction
 
     def fit(self, train: Iterable[Fields], validation: Iterable[Fields], seed: int) -> dict[str, float]:

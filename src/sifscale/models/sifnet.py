@@ -7,7 +7,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sifscale.models.interpolation import upsample
+from sifscale.models.interpolation import add_upsampled
 
 Variant = Literal["benchmark", "large", "small"]
 
@@ -27,14 +27,16 @@ class SIFNet(nn.Module):
     - small: 1x1 to 16; residual pair 16-32-16; 3x3 to 8; 1x1 to 4; 1x1 to 1, no ReLU between these three.
 
     Every convolution has a bias: with 32 input channels 594,753, 2,963,329 and 10,993 parameters. An output
-    pixel reads predictors up to 6, 6 and 3 pixels away.
+    pixel reads predictors up to 6, 6 and 3 pixels away. The first of the `outputs` channels is the prediction.
 
-    With `residual` the output is the bilinear interpolation of `coarse` plus the network, whose last
+    With `residual` the prediction is the bilinear interpolation of `coarse` plus the network, whose last
     convolution starts at zero, so that training starts at the interpolation. Without it `coarse` is not
     read: whoever wants the network to see it, as SIFnet does, makes it a predictor.
     """
 
-    def __init__(self, *, in_channels: int, factor: int, variant: Variant, residual: bool) -> None:
+    def __init__(
+        self, *, in_channels: int, factor: int, variant: Variant, residual: bool, outputs: int = 1
+    ) -> None:
         super().__init__()
         if variant not in get_args(Variant):
             raise ValueError(f"unknown variant {variant!r}: choose one of {', '.join(get_args(Variant))}")
@@ -42,19 +44,19 @@ class SIFNet(nn.Module):
         self.residual = residual
         if variant == "small":
             self.body = _small_body(in_channels)
-            self.head = nn.Conv2d(4, 1, kernel_size=1)
+            self.head = nn.Conv2d(4, outputs, kernel_size=1)
         else:
             width, inner = (64, (256, 128, 128)) if variant == "benchmark" else (128, (512, 512, 256))
             self.body = _body(in_channels, width, inner)
-            self.head = nn.Conv2d(width // 2, 1, kernel_size=1)
+            self.head = nn.Conv2d(width // 2, outputs, kernel_size=1)
         if residual:
             for parameter in self.head.parameters():
                 nn.init.zeros_(parameter)
 
     def forward(self, predictors: Tensor, coarse: Tensor) -> Tensor:
-        """(B, C, H, W), (B, 1, H, W) -> (B, 1, H, W), for any H and W."""
+        """(B, C, H, W), (B, 1, H, W) -> (B, outputs, H, W), for any H and W."""
         output: Tensor = self.head(self.body(predictors))
-        return upsample(coarse, self.factor, "bilinear") + output if self.residual else output
+        return add_upsampled(coarse, self.factor, output) if self.residual else output
 
 
 class _ResidualPair(nn.Module):

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sifscale.models.interpolation import upsample
+from sifscale.models.interpolation import add_upsampled
+from sifscale.models.mc_dropout import ChannelDropout
 
 Norm = Literal["none", "batch", "group"]
 Upsampling = Literal["transposed", "bilinear", "nearest"]
@@ -26,9 +27,9 @@ class UNet(nn.Module):
     width of its skip, concatenates (up, skip) and runs a block; a 1x1 convolution ends the network.
     `upsampling` "transposed" is a 2x2 convolution of stride 2; "bilinear" and "nearest" are followed by a
     convolution of `kernel_size`; `upsampling_relu` puts a ReLU after either. `dropout` is the share of
-    channels dropped after each block.
+    channels dropped after each block. The first of the `outputs` channels is the prediction.
 
-    With `residual` the output is the bilinear interpolation of `coarse` plus the network, whose last
+    With `residual` the prediction is the bilinear interpolation of `coarse` plus the network, whose last
     convolution starts at zero, so that training starts at the interpolation. Without it `coarse` is not
     read: whoever wants the network to see it makes it a predictor.
 
@@ -51,6 +52,7 @@ class UNet(nn.Module):
         upsampling_relu: bool,
         dropout: float,
         residual: bool,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         _check(widths, bottleneck, kernel_size, convolutions, norm, upsampling, dropout)
@@ -68,13 +70,13 @@ class UNet(nn.Module):
             _upsampler(below, above, upsampling, kernel_size, upsampling_relu) for below, above in ascent
         )
         self.decoder = nn.ModuleList(block(2 * above, above) for _, above in ascent)
-        self.head = nn.Conv2d(widths[0], 1, kernel_size=1)
+        self.head = nn.Conv2d(widths[0], outputs, kernel_size=1)
         if residual:
             for parameter in self.head.parameters():
                 nn.init.zeros_(parameter)
 
     def forward(self, predictors: Tensor, coarse: Tensor) -> Tensor:
-        """(B, C, H, W), (B, 1, H, W) -> (B, 1, H, W)."""
+        """(B, C, H, W), (B, 1, H, W) -> (B, outputs, H, W)."""
         features, skips = predictors, []
         for block in self.encoder:
             features = block(features)
@@ -88,7 +90,7 @@ class UNet(nn.Module):
                 features = F.interpolate(features, skip.shape[-2:], mode="bilinear", align_corners=False)
             features = block(torch.cat((features, skip), dim=1))
         output: Tensor = self.head(features)
-        return upsample(coarse, self.factor, "bilinear") + output if self.residual else output
+        return add_upsampled(coarse, self.factor, output) if self.residual else output
 
 
 def _block(
@@ -106,7 +108,7 @@ def _block(
             layers.append(nn.GroupNorm(math.gcd(8, out_channels), out_channels))
         layers.append(nn.ReLU(inplace=True))
     if dropout > 0:
-        layers.append(nn.Dropout2d(dropout))
+        layers.append(ChannelDropout(out_channels, dropout))
     return nn.Sequential(*layers)
 
 
