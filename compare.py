@@ -1,4 +1,4 @@
-"""Which choice matters:  python compare.py study=honest_minnesota     Results in a file:  ... readme=README.md"""
+"""Which choice matters:  python compare.py study=NAME     Is a map right:  ... soundings=FILE.csv map=MAP.zarr"""
 
 import hydra
 from omegaconf import DictConfig
@@ -10,18 +10,9 @@ from sifscale.config import CompareConfig, load, refuse
 def main(cfg: DictConfig) -> None:
     try:
         config = load(cfg, CompareConfig)
-        if config.readme:
-            from sifscale.results import publish  # mlflow and matplotlib load only for a valid configuration
+        from sifscale.comparing import compare  # mlflow and matplotlib load only for a valid configuration
 
-            publish(config)
-        elif config.tables is None:
-            from sifscale.run_comparison import compare_runs
-
-            compare_runs(config)
-        else:
-            from sifscale.comparison import compare
-
-            compare(config)
+        compare(config)
     except ValueError as error:
         refuse(error)
 

@@ -18,10 +18,10 @@ from scipy import stats
 
 from sifscale import testing
 from sifscale.block_sums import BlockMap, BlockTally, block_map
-from sifscale.bootstrap import averaged, difference_of_seeds, from_json, paired_difference, to_json
+from sifscale.bootstrap import averaged, difference_of_seeds, from_json, intervals, paired_difference, to_json
 from sifscale.crops import CropPlan
 from sifscale.datamodule import CropDataModule
-from sifscale.metrics import SUMS, Sums
+from sifscale.metrics import SUMS, Sums, scores
 from sifscale.splits import TEST
 from sifscale.tracking import RunLog
 from sifscale.training import make_task, prepare_features, prepare_plans
@@ -134,6 +134,19 @@ def test_one_block_has_no_interval() -> None:
     target, a, b = models(np.random.default_rng(5), 1, 8)
     found = paired_difference(by_block(a, target), by_block(b, target))
     assert found.difference != 0 and found.blocks == 1 and all(map(math.isnan, (found.low, found.high, found.p)))
+
+
+def test_the_interval_of_one_score_is_that_of_its_difference_from_a_perfect_model() -> None:
+    target, a, _ = models(np.random.default_rng(3), 12, 20)
+    ours, perfect = by_block(a, target), by_block(target, target)
+    sums = torch.stack([ours[name].values for name in sorted(ours)], dim=1)
+    found = intervals(sums, lambda drawn: {"rmse": scores(drawn)["rmse"], "twice": 2 * scores(drawn)["rmse"]})
+    difference = paired_difference(ours, perfect)
+    assert found["rmse"] == pytest.approx((difference.low, difference.high))
+    assert found["twice"] == pytest.approx((2 * difference.low, 2 * difference.high))
+    assert np.isnan(intervals(sums[:, :1], scores)["rmse"]).all()
+    with pytest.raises(ValueError, match="found 0 and 2000"):
+        intervals(sums[:, :0], scores)
 
 
 def test_what_cannot_be_compared_is_refused_in_one_line() -> None:

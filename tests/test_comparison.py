@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from matplotlib.image import imread
 
 from sifscale.comparison import compare, draw, read_table
@@ -44,6 +45,9 @@ def config(folder: Path, *labels: str) -> CompareConfig:
         "units": "K",
         "output": str(folder / "comparison"),
         "readme": None,
+        "soundings": None,
+        "map": None,
+        "check": yaml.safe_load((PROJECT_ROOT / "conf" / "compare.yaml").read_text())["check"],
         "tracking": {"uri": "", "experiment": "", "artifacts": ""},
     }
     return validate(values, CompareConfig)

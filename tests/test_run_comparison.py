@@ -112,6 +112,8 @@ class Experiment:
         values: dict[str, Any] = {
             "paths": {"raw": "", "data": "", "output": str(self.folder)}, "study": "tried", "filter": None,
             "baseline": None, "tables": None, "units": "", "output": None, "readme": None,
+            "soundings": None, "map": None,
+            "check": yaml.safe_load((PROJECT_ROOT / "conf" / "compare.yaml").read_text())["check"],
             "tracking": self.tracking.model_dump(),
         }  # fmt: skip
         return validate(values | changes, CompareConfig)

@@ -5,7 +5,7 @@ Errors of neighbouring pixels are alike, so that pixels are no independent evide
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,15 +62,26 @@ def paired_difference(
     count = a.shape[1]
     if count < 2:
         return Difference(difference, low=float("nan"), high=float("nan"), p=float("nan"), blocks=count)
-    rng, drawn = np.random.default_rng(seed), []
-    left = number
-    while left:
-        size = min(left, max(DRAWN_AT_ONCE // count, 1))
-        times = torch.from_numpy(rng.multinomial(count, np.full(count, 1 / count), size=size).T.astype(np.float64))
-        drawn.append(_score(a @ times, metric) - _score(b @ times, metric))
-        left -= size
+    drawn = [_score(a @ times, metric) - _score(b @ times, metric) for times in _draws(count, number, seed)]
     low, high, p = _expanded(torch.cat(drawn).numpy(), count)
     return Difference(difference, low, high, p, count)
+
+
+def intervals(
+    sums: Tensor, statistics: Callable[[Tensor], Mapping[str, Tensor]], number: int = 2000, seed: int = 0
+) -> dict[str, tuple[float, float]]:
+    """95 % intervals of statistics of pooled sums, by the block bootstrap of :func:`paired_difference`.
+
+    sums: (k, blocks); statistics: from sums (k, draws) to values (draws,) by name. An interval is NaN where there is
+    but one block, and where a draw has no such value. Raises ValueError for no blocks and for ``number`` below 1.
+    """
+    count = sums.shape[1]
+    if count < 1 or number < 1:
+        raise ValueError(f"intervals need 1 block or more and number at least 1, found {count} and {number}")
+    parts = [statistics(sums @ times) for times in _draws(count, number, seed)]
+    if count < 2:
+        return dict.fromkeys(parts[0], (float("nan"), float("nan")))
+    return {name: _expanded(torch.cat([part[name] for part in parts]).numpy(), count)[:2] for name in parts[0]}
 
 
 def difference_of_seeds(
@@ -121,6 +132,15 @@ def _widened(found: Difference, variance: float, degrees: float) -> Difference:
     together = total**2 / (block_variance**2 / (found.blocks - 1) + variance**2 / degrees)
     p = 2 * stats.t.sf(abs(found.difference) / total**0.5, together)
     return replace(found, low=float(low), high=float(high), p=float(p))
+
+
+def _draws(count: int, number: int, seed: int) -> Iterator[Tensor]:
+    """How often each block is drawn, (blocks, draws), ``number`` draws of ``count`` blocks in all."""
+    rng = np.random.default_rng(seed)
+    while number:
+        size = min(number, max(DRAWN_AT_ONCE // count, 1))
+        yield torch.from_numpy(rng.multinomial(count, np.full(count, 1 / count), size=size).T.astype(np.float64))
+        number -= size
 
 
 def _aligned(blocks_a: BlockSums, blocks_b: BlockSums) -> tuple[Tensor, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo
@@ -24,6 +22,7 @@ from sifscale.config.model_sections import (
     UNetConfig,
 )
 from sifscale.config.types import Bands, Odd, PositiveInt, Section, Share, distinct
+from sifscale.config.uncertainty_sections import Uncertainty
 from sifscale.config.window_sections import GriddedWindow, OsseWindow, PatchWindow, SatelliteWindow, TableWindow
 
 LBP_ENCODINGS = {
@@ -315,6 +314,7 @@ class RunConfig(BuildConfig):
         Field(discriminator="name"),
     ]
     trainer: Trainer
+    uncertainty: Uncertainty
     evaluation: Evaluation
     tracking: Tracking
 
@@ -326,52 +326,6 @@ class RunConfig(BuildConfig):
     def label(self) -> str:
         """How a reader tells this run from its neighbours: the study's arm, or model and features."""
         return self.arm or f"{self.model.name} {self.features.name}"
-
-
-class StudyFile(Section):
-    """The table that a study's sweep wrote, and what it is called in the comparison."""
-
-    label: str
-    path: str
-
-    @check_field("label")
-    @classmethod
-    def _names_a_file(cls, label: str) -> str:
-        if not re.fullmatch(r"\w[\w.+-]*", label):
-            raise ValueError("must be of letters, digits and _ . + -, since it names a file")
-        return label
-
-
-class CompareConfig(Section):
-    """What ``compare.py`` needs: which runs in ``tracking``, and where the comparison goes.
-
-    study: runs of this study; filter: runs that MLflow's search finds with it; both: runs that both choose. baseline:
-    the arm that others are compared with, else the study's. tables: instead of runs, tables that sweeps wrote, scores
-    in ``units``. readme: instead, the Markdown file whose generated tables are made anew.
-    """
-
-    paths: Paths
-    study: str | None
-    filter: str | None
-    baseline: str | None
-    tables: Annotated[tuple[StudyFile, ...], Field(strict=False, min_length=1)] | None
-    units: str
-    output: str | None
-    readme: str | None
-    tracking: Tracking
-
-    @property
-    def folder(self) -> Path:
-        """Where the comparison goes."""
-        return Path(self.output or f"{self.paths.output}/comparison/{self.study or 'runs'}")
-
-    @check_field("tables")
-    @classmethod
-    def _distinct_labels(cls, tables: tuple[StudyFile, ...] | None, info: ValidationInfo) -> object:
-        distinct(tuple(table.label for table in tables or ()))
-        if tables and "study" in info.data and info.data["study"] is None:
-            raise ValueError("must come with study, whose tables they are")
-        return tables
 
 
 class SendTracking(Section):

@@ -28,6 +28,7 @@ _LATITUDES = [f"lat_{corner}" for corner in range(1, 5)]
 _OPTIONAL = {"solar_zenith": "sza", "view_zenith": "vza"}
 # The missing_value of the Lite files, which a table made from one inherits.
 _FILL = -999999.0
+_FIRST_LINE = 2  # after the header
 
 
 def read_oco(
@@ -35,26 +36,28 @@ def read_oco(
     *,
     day_length_corrected: bool = False,
     area: Area | None = None,
+    sif: str = "sif740",
     quality_flags: Collection[int] = (0, 1),
     cloud_flags: Collection[int] | None = None,
 ) -> xr.Dataset:
     """Soundings (sounding, corner = 4) of one table, those whose centre lies in the area or 0.5 deg around it.
 
-    The centre is the mean of the corners. day_length_corrected: sif740_D, the daily mean, instead of sif740; the
-    table's error is that of sif740, and is scaled by sif740_D / sif740. quality_flags: the quality_flag kept (0 best,
-    1 good, 2 failed); cloud_flags: the cloud_flag kept (0 clear, 1 cloudy, 2 not known), None for all. Raises
-    SourceError for a table that cannot be used.
+    The centre is the mean of the corners. sif: the column to read (sif740, sif757, sif771). day_length_corrected:
+    sif740_D, the daily mean, instead of sif740; the table's error is that of sif740, scaled by sif740_D / sif740.
+    quality_flags: the quality_flag kept (0 best, 1 good, 2 failed); cloud_flags: the cloud_flag kept (0 clear,
+    1 cloudy, 2 not known), None for all. The coordinate `line` says where in the table a sounding stands, the
+    attribute `rows` how many it has. Raises SourceError for a table that cannot be used.
     """
     flags = {"quality_flag": quality_flags} | ({} if cloud_flags is None else {"cloud_flag": cloud_flags})
-    name = "sif740_D" if day_length_corrected else "sif740"
-    required = ["time", *_LONGITUDES, *_LATITUDES, "sif740", name, "sif740_U", *flags]
+    name = f"{sif}_D" if day_length_corrected else sif
+    required = list(dict.fromkeys(["time", *_LONGITUDES, *_LATITUDES, sif, name, f"{sif}_U", *flags]))
     table = _read(path, required, list(_OPTIONAL.values()))
     longitude, latitude = (_numbers(path, table, names) for names in (_LONGITUDES, _LATITUDES))
-    sif, instantaneous, error = (_numbers(path, table, [column])[:, 0] for column in (name, "sif740", "sif740_U"))
+    value, instantaneous, error = (_numbers(path, table, [column])[:, 0] for column in (name, sif, f"{sif}_U"))
     if day_length_corrected:
-        error *= day_length_factor(sif, instantaneous)
+        error *= day_length_factor(value, instantaneous)
     values = {
-        "sif": sif,
+        "sif": value,
         "sif_error": error,
         "longitude": _mean_longitude(longitude),
         "latitude": latitude.mean(axis=1),
@@ -68,7 +71,9 @@ def read_oco(
     for flag, wanted in flags.items():
         kept &= np.isin(_numbers(path, table, [flag])[:, 0], list(wanted))
     values = {key: field[kept] for key, field in values.items()}
-    return soundings_dataset(path, PRODUCT, name, values, _times(path, table)[kept])
+    soundings = soundings_dataset(path, PRODUCT, name, values, _times(path, table)[kept])
+    line = table.index.to_numpy()[kept] + _FIRST_LINE
+    return soundings.assign_coords(line=("sounding", line)).assign_attrs(rows=len(table))
 
 
 def inspect_oco(path: Path) -> GranuleInfo:
@@ -121,7 +126,7 @@ def _times(path: Path, table: pd.DataFrame) -> TimeArray:
 def _refuse(path: Path, table: pd.DataFrame, column: str, faulty: NDArray[np.bool_], wanted: str) -> None:
     if faulty.any():
         found = str(table[column][faulty].iloc[0])
-        line = table.index[faulty][0] + 2
+        line = table.index[faulty][0] + _FIRST_LINE
         raise SourceError(f"{path}: line {line}, column {column} holds {found!r}, not {wanted}; correct the line")
 
 
