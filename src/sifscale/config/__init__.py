@@ -18,6 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from sifscale.config.compare_sections import CompareConfig, SoundingsCheck
+from sifscale.config.explain_sections import ExplainConfig
 from sifscale.config.model_sections import (
     CNNDenseConfig,
     InterpolationConfig,
@@ -36,7 +38,6 @@ from sifscale.config.sections import (
     BuildCommand,
     BuildConfig,
     Coarse,
-    CompareConfig,
     Dask,
     Features,
     LbpFeature,
@@ -58,6 +59,7 @@ from sifscale.config.sections import (
     Trainer,
 )
 from sifscale.config.types import Section
+from sifscale.config.uncertainty_sections import NoUncertainty
 from sifscale.config.window_sections import (
     Cover,
     GriddedWindow,
@@ -91,6 +93,7 @@ __all__ = [
     "ConfigError",
     "Cover",
     "Dask",
+    "ExplainConfig",
     "Features",
     "GridSection",
     "GriddedWindow",
@@ -104,6 +107,7 @@ __all__ = [
     "FOOTPRINT_SIF",
     "NIRV_SOURCES",
     "NIRvRatioConfig",
+    "NoUncertainty",
     "Normalisation",
     "OsseWindow",
     "PROJECT_ROOT",
@@ -126,6 +130,7 @@ __all__ = [
     "SlidingCrop",
     "SoundingQuality",
     "Soundings",
+    "SoundingsCheck",
     "Suggested",
     "Study",
     "TableFile",
@@ -154,7 +159,7 @@ OmegaConf.register_new_resolver("root", lambda path: str(PROJECT_ROOT / path), r
 OmegaConf.register_new_resolver("join", lambda values, by=" ": by.join(map(str, values)), replace=True)
 OmegaConf.register_new_resolver("last", lambda values: values[-1], replace=True)
 
-UNIONS = ("window", "crop", "split", "model")  # sections with several forms, told apart by name or source
+UNIONS = ("window", "crop", "split", "model", "uncertainty")  # sections with several forms, by name or source
 
 RULES = {  # pydantic's kinds of fault, in the words of someone who writes YAML
     "missing": "must be given",
