@@ -158,8 +158,8 @@ def maps(rows: Sequence[MapRow], *, units: str) -> Figure:
         for name in ("coarse", "prediction", "target"):
             _require_field(f"{name} of {row.title!r}", getattr(row, name), row.target.shape)
     errors = [row.prediction - row.target for row in rows]
-    scale = Normalize(*_limits("target", [row.target for row in rows]))
-    limit = float(np.abs(_limits("prediction - target", errors)).max())
+    scale = Normalize(*limits("target", [row.target for row in rows]))
+    limit = float(np.abs(limits("prediction - target", errors)).max())
     error_scale = Normalize(-limit, limit)
     widths, heights = zip(*(_panel_size(row.target.shape, 2.6, 2.2) for row in rows), strict=True)
     size = (max(4 * max(widths) + 1.0, MAPS_LEAST_WIDTH), sum(heights) + 0.2 * len(rows) + 1.2)
@@ -202,7 +202,7 @@ def lbp_panel(source: Field, channels: Mapping[str, NDArray[np.generic]], *, sou
     size = (columns * (width + 0.6) + 0.5, lines * (height + 0.3) + 0.9)
     figure = Figure(figsize=size, layout="compressed")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    image = _show(panels[0], source, "viridis", Normalize(*_limits("source", [source])))
+    image = _show(panels[0], source, "viridis", Normalize(*limits("source", [source])))
     figure.colorbar(image, ax=panels[0], label=source_label, extend="both", pad=0.03)
     for axes, (name, channel) in zip(panels[1:], channels.items(), strict=False):
         _draw_channel(figure, axes, name, channel.astype(float))
@@ -291,7 +291,7 @@ def _draw_channel(figure: Figure, axes: Axes, name: str, channel: Field) -> None
         bar = figure.colorbar(image, ax=axes, label="code (category)", pad=0.03)
         bar.set_ticks(range(0, codes.size, step), labels=[f"{code:.0f}" for code in codes[::step]])
     else:
-        image = _show(axes, channel, "cividis", Normalize(*_limits(name, [channel])))
+        image = _show(axes, channel, "cividis", Normalize(*limits(name, [channel])))
         figure.colorbar(image, ax=axes, label="value (dimensionless)", extend="both", pad=0.03)
 
 
@@ -315,12 +315,12 @@ def _require_field(name: str, field: NDArray[np.generic], shape: tuple[int, ...]
         raise ValueError(f"{name} has shape {field.shape}; pass non-empty (y, x) fields of one shape")
 
 
-def _limits(name: str, fields: Sequence[Field]) -> tuple[float, float]:
+def limits(name: str, fields: Sequence[Field]) -> tuple[float, float]:
+    """Percentiles 2 and 98 of all finite values, or about the one value there is; ValueError where there is none."""
     values = np.concatenate([field[np.isfinite(field)] for field in fields])
     if values.size == 0:
         raise ValueError(f"{name} has no finite value; check the valid mask")
-    low, high = np.percentile(values, (2, 98))
-    return _widened(float(low), float(high))
+    return _widened(*np.percentile(values, (2, 98)).tolist())
 
 
 def _widened(low: float, high: float) -> tuple[float, float]:
