@@ -16,7 +16,7 @@ export PYTHONPATH := $(CURDIR)/src
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit ui clean
+.PHONY: help setup demo test lint types unit docs ui clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -44,9 +44,12 @@ types: setup ## mypy, strict, on the package and the entry points
 unit: setup ## pytest, on up to four processors
 	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4
 
+docs: setup ## the documentation as a website below docs/_build/html
+	$(BIN)/python -m sphinx -q -W -b html docs docs/_build/html
+
 ui: setup ## browse the runs in MLflow at http://127.0.0.1:5000 (see PORT)
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --port $(PORT)
 
 clean: ## remove caches and build leftovers; .venv, data, runs and results stay
-	rm -rf build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf build dist docs/_build src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

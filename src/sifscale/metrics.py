@@ -22,7 +22,7 @@ ROUNDING = 1e-12
 class Sums:
     """Sums over valid pixels of target y and prediction p, float64, shape (8,), or (8, columns) kept apart.
 
-    Rows in the order of ``SUMS``: count, y, y^2, p, p^2, y p, |p - y|, count of p < 0.
+    Rows in the order of ``SUMS``: count, y, y^2, p, p^2, y p, abs(p - y), count of p < 0.
     """
 
     values: Tensor
