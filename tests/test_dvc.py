@@ -49,7 +49,13 @@ RASTERS = {"sources/cf_grid.py", "sources/raster.py"}
 BUILDING = {f"{name}.py" for name in ("assembly", "footprint_weights", "gridding", "parallel", "regrid")}
 READING = SOUNDINGS | MODIS | RASTERS | BUILDING
 # refuses or passes values; the values are tracked
-VALIDATION = {f"config/{name}.py" for name in ("model_sections", "predict_sections", "relations", "sections")}
+VALIDATION = {
+    f"config/{name}.py"
+    for name in (
+        "compare_sections", "explain_sections", "model_sections", "predict_sections", "relations", "sections",
+        "uncertainty_sections",
+    )  # fmt: skip
+}
 NOT_RUN = {  # modules that a stage's entry point imports for other steps and windows
     "raw": VALIDATION | OTHER_READERS | READING | {"cube.py", "export.py", "inventory.py", "sources/__init__.py"},
     "cube": VALIDATION | OTHER_READERS | SIMULATION | {"export.py"},
@@ -57,13 +63,15 @@ NOT_RUN = {  # modules that a stage's entry point imports for other steps and wi
     | READING
     | SIMULATION
     | {"composites.py", "export.py", "footprint_kernels.py", "footprints.py", "legacy.py", "sources/sinusoidal.py"},
-    # for readme=FILE, and for runs of MLflow instead of tables
-    "comparison": {
+    # for readme=FILE, for runs of MLflow instead of tables, and for a map with soundings
+    "comparison": SOUNDINGS - {"sources/troposif.py"} | {
         f"{name}.py"
         for name in (
-            "arm_tables", "arms", "choices", "comparison_figures", "comparison_page", "config/predict_sections",
-            "effects", "html_report", "processes", "results", "run_comparison", "study_runs", "system_metrics",
-            "tracking", "tracking_store", "whole",
+            "arm_tables", "arms", "choices", "comparison_figures", "comparison_page", "config/explain_sections",
+            "config/no_result", "config/predict_sections", "config/uncertainty_sections", "effects",
+            "footprint_kernels", "footprints", "grid", "html_report", "map_file", "processes", "results",
+            "run_comparison", "soundings_check", "soundings_figures", "soundings_matching", "soundings_scores",
+            "sources/__init__", "sources/oco", "study_runs", "system_metrics", "tracking", "tracking_store", "whole",
         )  # fmt: skip
     },
 }
