@@ -1,7 +1,7 @@
 """Tiled prediction against the whole field in one piece, with the default U-Net, and the memory that each needs.
 
     python benchmarks/prediction.py [--size 2048] [--core 1024] [--rounds 3]         time, bits
-    python benchmarks/prediction.py --memory 2048 [--core 1024]                      peak memory of a tiled map
+    python benchmarks/prediction.py --memory 8192 [--core 1024]                      peak memory of a tiled map
 
 The first prints the median over interleaved rounds of time(tiles) / time(whole), and whether both have the same bits.
 The second maps a field of that edge from a cube on disk (written in a process of its own) into a Zarr store, as
@@ -33,7 +33,8 @@ from sifscale.lbp import channel_names
 from sifscale.models.unet import UNet
 from sifscale.prediction import map_tiles
 from sifscale.products import Description, unfinished
-from sifscale.task import DownscalingTask, Optimisation, Origin, TaskSpec
+from sifscale.task import DownscalingTask
+from sifscale.task_spec import Optimisation, Origin, TaskSpec
 from sifscale.tile_fields import FieldSource, TileFields
 from sifscale.tile_prediction import TilePredictor
 
@@ -70,7 +71,7 @@ def compare(size: int, core: int, rounds: int) -> None:
         found = np.empty((size, size), np.float32)
         for tile in model.layout((size, size), tile_px).tiles:
             cut = TileFields(predictors[:, *tile.window], coarse[tile.window], np.ones(tile.shape, bool))
-            found[tile.core] = model.raw([cut])[0, 0].numpy()[tile.inner]
+            found[tile.core] = model.raw([cut])[0, 0, 0].numpy()[tile.inner]
         return found
 
     times: dict[int, list[float]] = {core: [], size: []}

@@ -398,11 +398,48 @@ MISTAKES = [
     one("model.temperature", "lst", "must be one of features.bands", "model=lue"),
     one("model.temperature", "ndvi", "not named twice", "model=lue"),
     one("normalisation.method", "minmax", "must be zscore for model.name=lue", "model=lue"),
+    one("uncertainty.name", "bayes", "must be one of 'none', 'constant', 'ensemble'"),
+    one("uncertainty.level", 0.9, UNKNOWN),  # none has none
+    one("uncertainty.level", 1.0, "less than 1", "uncertainty=constant"),
+    one("uncertainty.level", 0.0, "greater than 0", "uncertainty=quantile"),
+    one("uncertainty.beta", 1.5, "less than or equal to 1", "uncertainty=heteroscedastic"),
+    one("uncertainty.passes", 1, "greater than or equal to 2", "uncertainty=mc_dropout"),
+    one("uncertainty.dropout", 0.0, "greater than 0", "uncertainty=mc_dropout"),
+    one("trainer.members", 1, "must be 2 or more for uncertainty.name=ensemble", "uncertainty=ensemble"),
+    one("trainer.members", 2, "whose members are passes", "uncertainty=mc_dropout"),
+    one("model.dropout", 0.2, "whose uncertainty.dropout takes its place", "uncertainty=mc_dropout"),
+    one("trainer.loss", "mae", "must be mse for uncertainty.name=quantile", "uncertainty=quantile"),
+    one("trainer.loss", "dssim", "must be mse for uncertainty", "uncertainty=heteroscedastic"),
+    one("trainer.loss", "aggregate", "does without", "uncertainty=constant", at="uncertainty.name"),
+    one("uncertainty", {"name": "constant", "level": 0.9}, "must not be legacy", "split=legacy", at="split.name"),
+    one("split.validation_share", 0.0, "calibrated on the validation part", "split=time", "uncertainty=constant"),
     one("level", "fine", "which has no fine truth", TABLE),
     one("coarse.factor", 8, "must be block_mean with factor 4", "level=fine", "crop.size=32", at="coarse"),
     one("split.folds", "every", "must be all, or a fold from 0 to split.k - 1 = 4"),
     one("split", SAMPLES, "must be time for model.name=persist", "split=time", "model=persistence", at="split.name"),
 ]
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "rule"),
+    [
+        ("ridge", "ensemble", "must be none or constant for model.name=ridge, which is no network"),
+        ("bilinear", "quantile", "must be none or constant for model.name=bilinear, which is no network"),
+        ("random_forest", "mc_dropout", "must be none or constant for model.name=random_forest"),
+        ("sifnet", "mc_dropout", "must not be mc_dropout for model.name=sifnet, which has no dropout"),
+    ],
+)
+def test_error_bars_that_a_model_cannot_tell_are_refused_in_one_line(model: str, name: str, rule: str) -> None:
+    (line,) = faults_of(composed(f"model={model}", f"uncertainty={name}"))
+    assert line.startswith(f"uncertainty.name: {rule}") and line.endswith(f"(found '{name}')")
+
+
+def test_an_ensemble_has_five_members_unless_the_command_line_says_otherwise() -> None:
+    members = {words: composed(*words).trainer.members for words in [
+        ("uncertainty=none",), ("uncertainty=ensemble",), ("uncertainty=ensemble", "trainer.members=3"),
+        ("trainer.members=3", "uncertainty=ensemble"), ("uncertainty=ensemble", "trainer=gpu"),
+    ]}  # fmt: skip
+    assert list(members.values()) == [1, 5, 3, 3, 5]
 
 
 @pytest.mark.parametrize("mistake", MISTAKES, ids=str)

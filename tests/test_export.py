@@ -128,7 +128,10 @@ def test_netcdf_opens_as_cf_with_its_crs(cube: Cube, tmp_path: Path) -> None:
     assert [path.name for path in files] == ["tiny_native.nc", "tiny_fine.nc"]
     for path, dataset in zip(files, groups(cube).values(), strict=True):
         with xr.open_dataset(path) as read:
-            assert set(read.variables) == set(dataset.variables)
+            assert set(read.variables) == {*dataset.variables, "time_bounds"}
+            start, end = read["time_bounds"].values.T
+            np.testing.assert_array_equal(start, dataset["time_start"].values)
+            np.testing.assert_array_equal(end - dataset["time_end"].values, np.timedelta64(1, "D"))  # a whole last day
             for name in dataset.variables:
                 np.testing.assert_array_equal(read[name].values, dataset[name].values)
                 assert read[name].dtype.kind == dataset[name].dtype.kind or name == "place"

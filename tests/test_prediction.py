@@ -6,6 +6,7 @@ import json
 import runpy
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ from sifscale import prediction
 from sifscale.checkpoints import load_checkpoint
 from sifscale.config import ConfigError, PredictConfig, load
 from sifscale.cube import open_cube
+from sifscale.grid import block_repeat, fill_nearest
+from sifscale.models.regression import Ridge
+from sifscale.prediction_checks import check
 from sifscale.products import Unfinished
 from sifscale.task import DownscalingTask
 from sifscale.tile_prediction import FLAGS
@@ -30,7 +34,8 @@ if TYPE_CHECKING:
     from conftest import Workplace
 
 ROOT = Path(__file__).parents[1]
-RIDGE = ("model=ridge", "features=lbp", "evaluation.details=false", "evaluation.ridge=null", "conservation=additive")
+RIDGE = ("model=ridge", "features=lbp", "evaluation.details=false", "evaluation.ridge=null", "conservation=additive",
+         "uncertainty=constant")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def run_folder(workplace: Workplace) -> Path:
 def words(workplace: Workplace, *more: str) -> list[str]:
     """The command line of ``predict.py`` for the tiny window; ``more`` win."""
     window = [word for word in workplace.overrides() if word.startswith("window.")]
-    return [*window, *workplace.places, "progress=false", "tile_px=80", *more]
+    return [*window, *workplace.places, "progress=false", "pictures=false", "tile_px=80", *more]
 
 
 def configured(workplace: Workplace, *more: str) -> PredictConfig:
@@ -88,6 +93,24 @@ def test_a_map_conserves_and_lies_where_the_fine_bands_do(fine_map: Path, workpl
         np.testing.assert_array_equal(found["cells"], np.isfinite(observed).sum(axis=(1, 2)))
 
 
+def test_a_map_has_the_error_bars_that_its_model_was_trained_with(
+    fine_map: Path, run_folder: Path, run_of_two: Path, workplace: Workplace
+) -> None:
+    checkpoint = torch.load(run_folder / "checkpoints" / "best.ckpt", weights_only=True)
+    with xr.open_zarr(fine_map) as found:
+        shown = np.isfinite(found["sif"].values)
+        for name in ("sif_standard_error", "sif_lower", "sif_upper"):
+            assert found[name].dtype == np.float32 and found[name].attrs["interval_level"] == 0.9
+            assert "uncertainty=constant, calibrated on validation blocks" in found[name].attrs["comment"]
+            np.testing.assert_array_equal(np.isfinite(found[name].values), shown)
+        error = found["sif_standard_error"].values[shown]
+        np.testing.assert_allclose(error, checkpoint["calibration"]["sd"], rtol=1e-6)
+        assert "sif_standard_error" in found["sif"].attrs["ancillary_variables"].split()
+    output = f"output={workplace.folder / 'without.zarr'}"
+    with xr.open_zarr(predicted(workplace, f"run={run_of_two}", "level=native", "window.factor=2", output)) as found:
+        assert set(found.data_vars) == {"sif", "quality", "residual_rmse", "residual_max", "cells"}
+
+
 def test_a_map_says_where_it_comes_from(fine_map: Path, run_folder: Path) -> None:
     with xr.open_zarr(fine_map) as found:
         about = found.attrs
@@ -131,6 +154,35 @@ def test_gaps_are_filled_on_demand_and_say_so(workplace: Workplace, run_folder: 
         assert filled.any() and np.isfinite(found["sif"].values[filled]).all()
         assert ((found["quality"].values[filled] & FLAGS["no_observation"]) > 0).all()
         assert found["quality"].attrs["flag_masks"].dtype == np.uint8
+        assert np.isnan(found["sif_standard_error"].values[filled]).all()
+        assert "gap_filled: from the nearest observed cell" in found["quality"].attrs["comment"]
+
+
+def test_filling_gaps_fills_them_wherever_predictors_are_known_and_changes_nothing_else(
+    workplace: Workplace, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cube = open_cube(cube_path(configured(workplace, "run=any")))
+    random, sif = np.random.default_rng(0), cube.native["sif"].values.copy()
+    sif[:, random.random(sif.shape[1:]) < 0.2] = np.nan
+    sif[1, 6:20, 30:] = np.nan  # a gap of 14 cells
+    hidden = np.isnan(sif).repeat(4, axis=1).repeat(4, axis=2)
+    holed = replace(cube, native=cube.native.assign(sif=cube.native["sif"].copy(data=sif)))
+    monkeypatch.setattr(prediction, "open_or_build", lambda config: holed)
+    found = []
+    for number, words in enumerate((("fill_gaps=true",), ("fill_gaps=true", "tile_px=999"), ("fill_gaps=false",))):
+        output = f"output={workplace.folder / f'holed{number}.zarr'}"
+        with xr.open_zarr(predicted(workplace, f"run={run_folder}", *words, output)) as dataset:
+            found.append(dataset.load())
+    filled, whole, left = found
+    for name in ("sif", "quality", "sif_lower"):
+        np.testing.assert_array_equal(filled[name].values, whole[name].values)
+    np.testing.assert_array_equal(filled["sif"].values[~hidden], left["sif"].values[~hidden])
+    np.testing.assert_array_equal(filled["quality"].values[~hidden], left["quality"].values[~hidden])
+    assert np.isnan(left["sif"].values[hidden]).all()
+    missing = (filled["quality"].values & FLAGS["predictor_missing"]) > 0
+    np.testing.assert_array_equal(np.isfinite(filled["sif"].values[hidden]), ~missing[hidden])
+    np.testing.assert_array_equal((filled["quality"].values & FLAGS["gap_filled"]) > 0, hidden & ~missing)
+    np.testing.assert_allclose(cell_means(left, 4), sif.astype(np.float64), rtol=1e-6)
 
 
 def test_a_map_as_geotiffs_opens_in_its_place(workplace: Workplace, run_folder: Path, fine_map: Path) -> None:
@@ -138,14 +190,88 @@ def test_a_map_as_geotiffs_opens_in_its_place(workplace: Workplace, run_folder: 
 
     folder = predicted(workplace, f"run={run_folder}", "format=cog", f"output={workplace.folder / 'cogs'}")
     files = sorted(path.name for path in folder.glob("*.tif"))
-    days = ("2019-05-09", "2019-05-25")
-    assert files == sorted(f"{name}_minnesota_{day}.tif" for name in ("sif", "quality") for day in days)
-    with xr.open_zarr(fine_map) as expected, rasterio.open(folder / files[-1]) as raster:
+    days, names = ("2019-05-09", "2019-05-25"), ("sif", "quality", "sif_standard_error", "sif_lower", "sif_upper")
+    assert files == sorted(f"{name}_minnesota_{day}.tif" for name in names for day in days)
+    with xr.open_zarr(fine_map) as expected, rasterio.open(folder / f"sif_minnesota_{days[1]}.tif") as raster:
         np.testing.assert_array_equal(raster.read(1), expected["sif"].values[1])
         assert raster.crs.to_epsg() == 5070 and np.isnan(raster.nodata) and raster.units == ("mW m-2 sr-1 nm-1",)
         assert raster.xy(0, 0) == (expected["x"].values[0], expected["y"].values[0])
         assert raster.tags()["checkpoint_hash"] == expected.attrs["checkpoint_hash"]
     assert all(cog_validate(folder / name)[0] for name in files)
+
+
+# --- a model of another factor --------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run_of_two(workplace: Workplace) -> Path:
+    """Learned to make SIF 2 times finer, on a window whose fine grid is 4 times finer."""
+    words = ("model=ridge", "features.bands=[coarse,ndvi]", "window.factor=2", "window.grid.fine_factor=4")
+    return workplace.train(workplace.folder / "of_two", *words, "evaluation.details=false", "evaluation.ridge=null")
+
+
+def test_a_model_of_another_factor_is_applied_on_demand_only(workplace: Workplace, run_of_two: Path) -> None:
+    words = (f"run={run_of_two}", "conservation=additive")
+    with pytest.raises(ConfigError, match=r"^window.grid.fine_factor: must be 2, .* say factor=any .* \(found 4\)$"):
+        predicted(workplace, *words)
+    found = []
+    for tile_px in (64, 999):
+        output = f"output={workplace.folder / f'any{tile_px}.zarr'}"
+        with xr.open_zarr(predicted(workplace, *words, "factor=any", output, f"tile_px={tile_px}")) as dataset:
+            found.append(dataset.load())
+    for name in ("sif", "quality"):
+        np.testing.assert_array_equal(found[0][name].values, found[1][name].values)
+    assert (found[0].attrs["trained_factor"], found[0].attrs["applied_factor"]) == ("2", "4")
+    assert "4 times finer by what was learned from making it 2 times finer" in found[0].attrs["comment"]
+    cube = open_cube(cube_path(configured(workplace, "run=any")))
+    observed = cube.native["sif"].values.astype(np.float64)
+    np.testing.assert_allclose(cell_means(found[0], 4), observed, rtol=1e-6)
+
+
+def test_another_factor_changes_the_blocks_and_leaves_the_weights(workplace: Workplace, run_of_two: Path) -> None:
+    words = (f"run={run_of_two}", "factor=any", "conservation=none", f"output={workplace.folder / 'none.zarr'}")
+    with xr.open_zarr(predicted(workplace, *words)) as dataset:
+        found = dataset["sif"].values[0]
+    task = load_checkpoint(str(run_of_two), configured(workplace, *words).tracking).task
+    cube = open_cube(cube_path(configured(workplace, *words)))
+    assert cube.fine is not None and isinstance(task.model, Ridge)
+    model = Ridge(in_channels=2, factor=4, strengths=[1.0])
+    model.weights.copy_(task.model.weights)
+    coarse = block_repeat(fill_nearest(cube.native["sif"].values[0]), 4, *found.shape)
+    predictors = torch.from_numpy(np.stack([coarse, cube.fine["ndvi"].values[0]])).float()[None]
+    scaler = task.spec.scaler
+    normal = torch.nan_to_num((predictors - task.offset) / task.scale)
+    given = (torch.from_numpy(coarse).float()[None, None] - scaler.target_offset) / scaler.target_scale
+    expected = model(normal, given)[0, 0].numpy() * scaler.target_scale + scaler.target_offset
+    shown = np.isfinite(found)
+    assert shown.any()
+    np.testing.assert_allclose(found[shown], expected[shown], atol=1e-5)
+
+
+def test_another_factor_on_the_native_grid_needs_saying_so_too(workplace: Workplace, run_of_two: Path) -> None:
+    words = (f"run={run_of_two}", "level=native", "window.factor=3", "window.grid.fine_factor=4")
+    with pytest.raises(ConfigError, match=r"^window.factor: must be 2, .* \(found 3\)$"):
+        predicted(workplace, *words)
+    with xr.open_zarr(predicted(workplace, *words, "factor=any", "conservation=additive")) as found:
+        cube = open_cube(cube_path(configured(workplace, *words)))
+        observed = cube.native["sif"].astype(np.float64).coarsen(y=3, x=3).mean().values
+        np.testing.assert_allclose(cell_means(found, 3), observed, rtol=1e-5)  # of float32 means
+
+
+@pytest.mark.parametrize(
+    ("model", "block_px", "part"),
+    [("deconvolution", 2, "weights of deconvolution belong"), ("cnn_dense", 2, "weights of cnn_dense belong"),
+     ("ridge", 1, "level: must be native for a model whose coarse field is no mean of cells")],
+)  # fmt: skip
+def test_a_model_that_is_tied_to_its_factor_is_refused_another(
+    workplace: Workplace, run_of_two: Path, model: str, block_px: int, part: str
+) -> None:
+    config = configured(workplace, f"run={run_of_two}", "factor=any", "conservation=none")
+    spec = load_checkpoint(str(run_of_two), config.tracking).task.spec
+    tied = replace(spec, model={"name": model}, block_px=block_px)
+    with pytest.raises(ConfigError, match=part) as error:
+        check(config, tied, open_cube(cube_path(config)), "fine")
+    assert len(error.value.faults) == 1 and "factor=any" not in str(error.value)
 
 
 # --- from where a model may come ------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import asdict
 from typing import Any
@@ -13,17 +14,23 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy.stats import norm
 
+from sifscale.checkpoints import with_factor
 from sifscale.config import PROJECT_ROOT, ConfigError
 from sifscale.conservation import CONSERVATIONS
 from sifscale.datamodule import Scaler
 from sifscale.grid import block_repeat
+from sifscale.models import ANY_FACTOR, MODELS
+from sifscale.models.ensemble import Ensemble
 from sifscale.models.regression import GradientBoosting, RandomForest
 from sifscale.receptive_field import Reach
-from sifscale.task import DownscalingTask, Optimisation, Origin, TaskSpec
+from sifscale.task import DownscalingTask
+from sifscale.task_spec import Optimisation, Origin, TaskSpec
 from sifscale.tile_fields import TileFields
 from sifscale.tile_prediction import FLAGS, TilePredictor
 from sifscale.tiles import Tile, make_tiles, padded_shape
+from sifscale.uncertainty import Calibration
 
 CHANNELS = ("coarse", "ndvi", "nir")
 TINY_UNET = {
@@ -38,7 +45,9 @@ BASELINES: list[dict[str, Any]] = [
 ]
 
 
-def task_of(model: dict[str, Any], factor: int = 4, members: int = 1, size: int = 16) -> DownscalingTask:
+def task_of(
+    model: dict[str, Any], factor: int = 4, members: int = 1, size: int = 16, uncertainty: dict[str, Any] | None = None
+) -> DownscalingTask:
     """A task with random weights, as they are after training: none is 0."""
     torch.manual_seed(3)
     count = len(CHANNELS)
@@ -46,7 +55,7 @@ def task_of(model: dict[str, Any], factor: int = 4, members: int = 1, size: int 
                     cube_hash="", git_commit="")  # fmt: skip
     spec = TaskSpec(model=model, channels=CHANNELS, scaler=Scaler((0.0,) * count, (1.0,) * count, 0.8, 0.5),
                     block_px=factor, factor=factor, size=size, conservation="none", target="sif", units="1",
-                    members=members, origin=origin)  # fmt: skip
+                    members=members, origin=origin, uncertainty=uncertainty)  # fmt: skip
     task = DownscalingTask(asdict(spec), asdict(Optimisation("mse", "adam", 0.1, 0.0, "constant", 1)))
     for parameter in task.model.parameters():
         parameter.data = torch.where(parameter == 0, 0.1 * torch.randn_like(parameter), parameter)
@@ -74,7 +83,15 @@ class Field:
 
 def mapped(predictor: TilePredictor, field: Field, tile_px: int, batch: int = 1) -> tuple[NDArray[Any], NDArray[Any]]:
     """Values and quality of the whole field."""
+    return all_mapped(predictor, field, tile_px, batch)[:2]
+
+
+def all_mapped(
+    predictor: TilePredictor, field: Field, tile_px: int, batch: int = 1
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Values, quality and error bars of the whole field; zeros where there are no error bars."""
     layout = predictor.layout(field.shape, tile_px)
+    bars = np.zeros((3, *layout.shape), np.float32)
     values = np.full(layout.shape, -99.0, predictor.dtype)
     quality = np.zeros(layout.shape, np.uint8)
     shapes = {tile.shape for tile in layout.tiles}
@@ -85,18 +102,19 @@ def mapped(predictor: TilePredictor, field: Field, tile_px: int, batch: int = 1)
             for tile, fields, raw in zip(some, read, predictor.raw(read).unbind(1), strict=True):
                 found = predictor.finish(raw, fields, tile)
                 values[tile.core], quality[tile.core] = found.values, found.quality
+                bars[:, *tile.core] = 0 if found.bars is None else found.bars
     assert not (values == -99).any()
     height, width = field.shape
-    return values[:height, :width], quality[:height, :width]
+    return values[:height, :width], quality[:height, :width], bars[:, :height, :width]
 
 
 def assert_tiles_are_the_whole(
     predictor: TilePredictor, field: Field, tiles_px: tuple[int, ...], batch: int = 1
 ) -> None:
-    whole = mapped(predictor, field, 4096)
+    whole = all_mapped(predictor, field, 4096)
     for tile_px in tiles_px:
         assert len(predictor.layout(field.shape, tile_px).tiles) > 1
-        for ours, theirs in zip(mapped(predictor, field, tile_px, batch), whole, strict=True):
+        for ours, theirs in zip(all_mapped(predictor, field, tile_px, batch), whole, strict=True):
             np.testing.assert_array_equal(ours, theirs)
 
 
@@ -139,6 +157,16 @@ def test_tiles_of_every_network_are_the_whole_field_bit_by_bit(name: str, half: 
         model = shipped(name)  # the default as it is
     predictor = TilePredictor(task_of(model), conservation="none", half=half)
     assert_tiles_are_the_whole(predictor, Field((97, 173), 4, 1, 0.1), (64,))
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize(("kernel_size", "upsampling"), [(5, "transposed"), (5, "bilinear"), (7, "bilinear")])
+def test_wide_kernels_round_alike_in_tiles_and_in_the_whole_field(
+    kernel_size: int, upsampling: str, half: bool
+) -> None:
+    model = TINY_UNET | {"kernel_size": kernel_size, "upsampling": upsampling, "widths": [32], "bottleneck": 128}
+    predictor = TilePredictor(task_of(model), conservation="none", half=half)
+    assert_tiles_are_the_whole(predictor, Field((120, 100), 4, 1, 0.1), (36, 64))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -205,6 +233,93 @@ def test_cores_cover_a_field_once_and_windows_hold_the_reach(size: int, core: in
         assert x.start <= columns.start and x.stop >= min(shape[1], columns.stop + reach)
         assert not any(edge % step for edge in (y.start, y.stop, x.start, x.stop))
     assert (count == 1).all()
+
+
+# --- error bars -----------------------------------------------------------------------------------
+
+CALIBRATION = Calibration(sd=1.5, interval=1.25, edges=(0.1,) * 9)
+MC_DROPOUT = {"name": "mc_dropout", "level": 0.9, "passes": 6, "dropout": 0.3}
+
+
+def with_bars(model: dict[str, Any], uncertainty: dict[str, Any], conservation: str, **more: Any) -> TilePredictor:
+    members = more.pop("members", 1)
+    task = task_of(model, members=members, uncertainty=uncertainty | {"level": 0.9})
+    task.calibration = CALIBRATION
+    return TilePredictor(task, conservation=conservation, **more)
+
+
+@pytest.mark.parametrize(
+    ("uncertainty", "members"),
+    [({"name": "constant"}, 1), ({"name": "ensemble"}, 5), (MC_DROPOUT, 1), ({"name": "quantile"}, 1),
+     ({"name": "heteroscedastic", "beta": 0.5}, 3)],
+    ids=lambda value: value["name"] if isinstance(value, dict) else str(value),
+)  # fmt: skip
+def test_error_bars_of_tiles_are_those_of_the_whole_field_bit_by_bit(uncertainty: dict[str, Any], members: int) -> None:
+    for conservation in ("none", "additive"):
+        predictor = with_bars(TINY_UNET, uncertainty, conservation, members=members)
+        field = Field((97, 75), 4, 2, 0.1)
+        assert_tiles_are_the_whole(predictor, field, (36, 52), batch=2)
+        values, _, (error, lower, upper) = all_mapped(predictor, field, 52)
+        for bar in (error, lower, upper):
+            np.testing.assert_array_equal(np.isnan(bar), np.isnan(values))
+        shown = np.isfinite(values)
+        assert (error[shown] > 0).all() and (lower < values)[shown].all() and (values < upper)[shown].all()
+
+
+def test_the_spread_of_an_ensemble_is_that_of_its_maps() -> None:
+    predictor = with_bars(TINY_UNET, {"name": "ensemble"}, "additive", members=4)
+    field = Field((24, 24), 4, 2, 0.1)
+    values, _, (error, lower, upper) = all_mapped(predictor, field, 4096)
+    alone = task_of(TINY_UNET)
+    maps = []
+    assert isinstance(predictor.task.model, Ensemble)
+    for member in predictor.task.model.members:
+        alone.model = member
+        maps.append(mapped(TilePredictor(alone, conservation="additive"), field, 4096)[0])
+    np.testing.assert_allclose(values, np.mean(maps, axis=0), rtol=1e-6)
+    spread = np.std(maps, axis=0, ddof=1)
+    np.testing.assert_allclose(error, 1.5 * spread, rtol=1e-4)
+    np.testing.assert_allclose(values - lower, 1.25 * norm.ppf(0.95) * spread, rtol=1e-3)
+    np.testing.assert_allclose(upper - values, 1.25 * norm.ppf(0.95) * spread, rtol=1e-3)
+
+
+def test_a_gap_that_is_filled_has_no_error_bars() -> None:
+    field = Field((16, 16), 4, 6, 0.0)
+    field.observed[:4] = False
+    predictor = with_bars(BASELINES[0], {"name": "constant"}, "additive", fill_gaps=True)
+    values, quality, bars = all_mapped(predictor, field, 8)
+    assert np.isfinite(values).all() and (quality[:4] & FLAGS["gap_filled"]).all()
+    assert np.isnan(bars[:, :4]).all()
+    np.testing.assert_allclose(bars[0, 4:], 1.5)
+    np.testing.assert_allclose(bars[2, 4:] - bars[1, 4:], 2 * 1.25 * norm.ppf(0.95), rtol=1e-5)
+
+
+# --- another factor than the one that was learned -----------------------------------------------
+
+
+@pytest.mark.parametrize("model", [TINY_UNET, *BASELINES[:3]], ids=lambda model: str(model["name"]))
+def test_a_task_with_another_factor_is_one_that_was_made_for_it(model: dict[str, Any]) -> None:
+    field = Field((40, 70), 10, 4, 0.2)  # random weights do not depend on the factor
+    given, made = (
+        mapped(TilePredictor(task, conservation="additive"), field, 4096)
+        for task in (with_factor(task_of(model, 2, members=2), 10), task_of(model, 10, members=2))
+    )
+    for ours, theirs in zip(given, made, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_only_weights_that_belong_to_no_factor_can_be_taken_to_another() -> None:
+    options = {"strengths": [1.0], "channels": ["nirv"], "floor": 1.0, "vegetation": "nirv", "evapotranspiration": None,
+               "temperature": None, "scaler": Scaler((0.0,), (1.0,), 0.0, 1.0), "variant": "small", "residual": True,
+               "trees": 1, "min_leaf": 1, "max_features": 1.0, "max_pixels": 1, "iterations": 1, "learning_rate": 1.0,
+               "max_leaves": 2, "kernel": 3, "size": 8}  # fmt: skip
+    options |= {key: value for key, value in TINY_UNET.items() if key != "name"}
+    for name in (*ANY_FACTOR, "deconvolution"):
+        takes = inspect.signature(MODELS[name]).parameters
+        known = {key: value for key, value in options.items() if key in takes}
+        two, ten = (MODELS[name](in_channels=1, factor=factor, **known).state_dict() for factor in (2, 10))
+        shapes = [{key: value.shape for key, value in state.items()} for state in (two, ten)]
+        assert (shapes[0] == shapes[1]) == (name in ANY_FACTOR), name
 
 
 # --- conservation ---------------------------------------------------------------------------------

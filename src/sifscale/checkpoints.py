@@ -47,6 +47,18 @@ def load_checkpoint(run: str, tracking: Tracking) -> Checkpoint:
     return Checkpoint(task, run_id, file_sha256(path))
 
 
+def with_factor(task: DownscalingTask, factor: int) -> DownscalingTask:
+    """The trained task for coarse blocks of ``factor`` x ``factor`` pixels, with the weights learned with others.
+
+    RuntimeError for a model whose weights belong to one factor; see `models.ANY_FACTOR`.
+    """
+    spec = dict(task.hparams["spec"]) | {"block_px": factor, "factor": factor}
+    other = DownscalingTask(**(dict(task.hparams) | {"spec": spec}))
+    other.load_state_dict(task.state_dict())
+    other.calibration = task.calibration
+    return other
+
+
 def _find(run: str, tracking: Tracking) -> tuple[Path, str]:
     place = Path(run)
     if place.suffix == ".ckpt":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import os
 import re
 from collections import Counter
@@ -70,12 +71,18 @@ def export_cube(cube: Cube, format: str, folder: Path) -> list[Path]:
         path = folder / f"{window}_{group}{_SUFFIXES[format]}"
         with written_beside(path) as partial:
             if format == "netcdf":
-                write_netcdf(dataset, cube, partial, path.name)
+                write_netcdf(dataset.assign_attrs(_heading(window, group)), cube, partial, path.name)
             else:
                 _write_table(dataset, cube, format, partial, path.name)
             os.replace(partial, path)
         files.append(path)
     return files
+
+
+def _heading(window: str, group: str) -> dict[str, str]:
+    """What CF wants a file to say of itself, beside the attributes of the cube."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    return {"title": f"window {window}, {group} grid", "history": f"{now} exported from a cube of sifscale"}
 
 
 def crs_of(dataset: xr.Dataset) -> CRS | None:
@@ -155,7 +162,7 @@ def _schema(dataset: xr.Dataset, coords: dict[str, pa.Array], has_degrees: bool)
 
 def _text(attrs: dict[Any, Any]) -> dict[str, str]:
     """What a column or band of another format says of itself."""
-    names = ("units", "long_name", "flag_values", "flag_masks", "flag_meanings")
+    names = ("units", "long_name", "flag_values", "flag_masks", "flag_meanings", "interval_level", "comment")
     return {key: str(attrs[key]) for key in names if key in attrs}
 
 
@@ -186,7 +193,7 @@ def write_netcdf(dataset: xr.Dataset, cube: Cube, partial: Path, name: str) -> N
     for key, value in attrs.items():
         if len(str(value).encode()) > _ATTR_BYTES:
             attrs[key] = f"too long for an attribute, see the cube with cube_hash {cube.hash}"
-    prepared = dataset.drop_encoding().assign_attrs(attrs)
+    prepared = _with_periods(dataset.drop_encoding().assign_attrs(attrs))
     encoding: dict[str, dict[str, Any]] = {axis: {"_FillValue": None} for axis in ("x", "y") if axis in dataset.coords}
     for key, coordinate in prepared.coords.items():
         if coordinate.dtype.kind == "M":
@@ -203,6 +210,23 @@ def write_netcdf(dataset: xr.Dataset, cube: Cube, partial: Path, name: str) -> N
     # HDF5 takes one chunk at a time, and the bar hears of local schedulers only, not of a cluster.
     with dask.config.set(scheduler="threads"), TqdmCallback(tqdm_class=tqdm, desc=name, disable=None):
         prepared.to_netcdf(partial, engine="h5netcdf", encoding=encoding)
+
+
+def _with_periods(dataset: xr.Dataset) -> xr.Dataset:
+    """With the period of each sample as CF has it, bounds of a time, and a name for the grid mapping."""
+    coords, bounds = dataset.coords, {}
+    if {"time_start", "time_end"} <= set(coords):
+        start, last_day = (coords[name].values for name in ("time_start", "time_end"))
+        ends = np.stack([start, last_day + np.timedelta64(1, "D")], axis=1)
+        bounds["time_bounds"] = xr.Variable(("sample", "bound"), ends)
+        # NumPy's times know no leap seconds
+        attrs = {"standard_name": "time", "bounds": "time_bounds", "units_metadata": "leap_seconds: none"}
+        attrs = coords["time_start"].attrs | attrs
+        dataset = dataset.assign_coords(time_start=("sample", start, attrs))
+    if "spatial_ref" in coords:
+        attrs = {"long_name": "coordinate reference system"} | coords["spatial_ref"].attrs
+        dataset = dataset.assign_coords(spatial_ref=((), coords["spatial_ref"].values, attrs))
+    return dataset.assign(bounds)
 
 
 def write_cogs(dataset: xr.Dataset, cube: Cube, group: str, folder: Path) -> list[Path]:

@@ -12,22 +12,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import xarray as xr
 from tqdm import tqdm
 
 from sifscale import report
-from sifscale.checkpoints import Checkpoint, load_checkpoint
+from sifscale.checkpoints import Checkpoint, load_checkpoint, with_factor
 from sifscale.config import PredictConfig, digest
 from sifscale.cube import Cube
+from sifscale.map_fields import MapFields
+from sifscale.map_pictures import draw_pictures, pictures_folder
 from sifscale.prediction_checks import check
 from sifscale.products import MARK, Description, Unfinished, publish, unfinished
+from sifscale.task import DownscalingTask
 from sifscale.tile_fields import FieldSource, TileFields
-from sifscale.tile_prediction import FLAGS, Layout, MappedTile, Residuals, TilePredictor
+from sifscale.tile_prediction import ERROR_BARS, FLAGS, Layout, MappedTile, Residuals, TilePredictor
 from sifscale.tiles import Tile
 from sifscale.tracking import git_commit
 from sifscale.windows import open_or_build
 
 # what changes neither the map nor the way in which it is written
-_AS_ONE_LIKES = {"threads", "progress", "batch_size", "dask", "paths", "tracking", "run", "output"}
+_AS_ONE_LIKES = {"threads", "progress", "batch_size", "dask", "paths", "tracking", "run", "output", "pictures"}
 Job = tuple[int, Tile]  # sample and tile
 
 
@@ -47,7 +51,7 @@ def predict(config: PredictConfig) -> Path:
     conservation = spec.conservation if config.conservation == "as_trained" else config.conservation
     source = FieldSource(cube, features, coarse, spec.channels, spec.target, fine=level == "fine")
     predictor = TilePredictor(
-        found.task,
+        found.task if coarse.factor == spec.factor else with_factor(found.task, coarse.factor),
         conservation=conservation,
         fill_gaps=config.fill_gaps,
         leave_out=config.missing_predictors == "leave_out",
@@ -56,14 +60,20 @@ def predict(config: PredictConfig) -> Path:
     )
     layout = predictor.layout(source.shape, config.tile_px)
     resolved = config.model_copy(update={"level": level, "conservation": conservation})
-    about = _provenance(resolved, found, cube)
+    about = _provenance(resolved, found, cube, coarse.factor)
     path = _output(resolved, found)
     key = digest(found.hash, cube.hash, resolved.model_dump(mode="json", exclude=_AS_ONE_LIKES), git_commit())
-    described = Description(spec.target, spec.units, source.bands, predictor.dtype, layout.core_px, about)
+    folder = pictures_folder(path) if config.pictures else None
+    bars = _about_error_bars(found.task)
+    described = Description(spec.target, spec.units, source.bands, predictor.dtype, layout.core_px, about, bars)
     with unfinished(path, key, described) as made:
         by_sample = map_tiles(predictor, source, layout, made, config.batch_size, config.progress)
         pooled = sum(by_sample.values(), start=Residuals())
         more = {"residual_rmse": str(pooled.rmse), "residual_max": str(pooled.largest)} if pooled.cells else {}
+        if folder:
+            with xr.open_zarr(made.path / "map.zarr", consolidated=False, chunks=None) as drawn:
+                shown = MapFields(drawn, source, *_truth(config, cube, level))
+                draw_pictures(shown, folder, progress=config.progress)
         publish(made, path, config.format, by_sample, more, cube.hash)
     _show(cube, spec.target, spec.units, by_sample)
     return path
@@ -101,8 +111,9 @@ def predict_batch(predictor: TilePredictor, batch: list[Job], read: list[TileFie
     for (_, tile), fields in zip(batch, read, strict=True):
         if fields is None:
             shape = [along.stop - along.start for along in tile.core]
-            empty = np.full(shape, np.nan, predictor.dtype)
-            found.append(MappedTile(empty, np.full(shape, FLAGS["no_observation"], np.uint8), Residuals()))
+            empty, flags = np.full(shape, np.nan, predictor.dtype), np.full(shape, FLAGS["no_observation"], np.uint8)
+            bars = np.full((len(ERROR_BARS), *shape), np.nan, np.float32) if predictor.spec.uncertainty else None
+            found.append(MappedTile(empty, flags, Residuals(), bars))
         else:
             found.append(predictor.finish(next(raw), fields, tile))
     return found
@@ -156,8 +167,8 @@ def _output(config: PredictConfig, found: Checkpoint) -> Path:
     return Path(config.paths.output) / "maps" / (name + {"zarr": ".zarr", "netcdf": ".nc", "cog": ""}[config.format])
 
 
-def _provenance(config: PredictConfig, found: Checkpoint, cube: Cube) -> dict[str, str]:
-    """Attributes that say where the map comes from."""
+def _provenance(config: PredictConfig, found: Checkpoint, cube: Cube, factor: int) -> dict[str, str]:
+    """Attributes that say where the map comes from. factor: by which it is finer than its coarse field."""
     spec = found.task.spec
     assert spec.origin is not None
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -165,6 +176,10 @@ def _provenance(config: PredictConfig, found: Checkpoint, cube: Cube) -> dict[st
         version = metadata.version("sifscale")
     except metadata.PackageNotFoundError:  # a checkout that is not installed
         version = "unknown"
+    scales = (
+        f"{spec.target} was made {factor} times finer by what was learned from making it {spec.factor} times finer: "
+        f"that its relation to the predictors is the same is an assumption"
+    )
     return {
         "title": f"{spec.target} of window {config.window.name}, {config.level} grid, by {spec.model['name']}",
         "source": f"sifscale {version}: {spec.model['name']} trained on window {spec.origin.window}",
@@ -177,8 +192,37 @@ def _provenance(config: PredictConfig, found: Checkpoint, cube: Cube) -> dict[st
         "trained_at_git_commit": spec.origin.git_commit,
         "git_commit": git_commit(),
         "sifscale_version": version,
+        "trained_factor": str(spec.factor),
+        "applied_factor": str(factor),
+        **({"comment": scales} if factor != spec.factor else {}),
         "conservation": config.conservation,
         "config": json.dumps(config.model_dump(mode="json"), sort_keys=True),
+    }
+
+
+def _truth(config: PredictConfig, cube: Cube, level: str) -> tuple[xr.DataArray | None, str]:
+    """What a map is compared with in its pictures, and its name: a simulated world's truth, or the native SIF."""
+    if level == "native" or cube.fine is None:
+        return cube.native[config.window.target], "observed"
+    return (cube.fine[config.window.truth] if config.window.truth in cube.fine else None), "truth"
+
+
+def _about_error_bars(task: DownscalingTask) -> dict[str, str | float] | None:
+    """Attributes that say what error bars mean; None where there are none."""
+    spec, calibration = task.spec, task.calibration
+    if spec.uncertainty is None:
+        return None
+    assert spec.origin is not None
+    calibrated = (
+        f"calibrated on validation blocks of window {spec.origin.window}, {spec.origin.level} grid, with "
+        f"conservation={spec.conservation} and factor {spec.factor}: standard error x {calibration.sd:.4g}, interval x "
+        f"{calibration.interval:.4g}"
+        if calibration
+        else "not calibrated"
+    )
+    return {
+        "interval_level": float(spec.uncertainty["level"]),
+        "comment": f"by uncertainty={spec.uncertainty['name']}, {calibrated}; none where quality says gap_filled",
     }
 
 

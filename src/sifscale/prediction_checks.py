@@ -8,16 +8,20 @@ from sifscale.config import FOOTPRINT_SIF, Coarse, ConfigError, Features, Predic
 from sifscale.cube import Cube
 from sifscale.export import crs_of
 from sifscale.features import bands_read
+from sifscale.models import ANY_FACTOR
 from sifscale.models.persistence import CHANNEL as OTHER_COMPOSITE
 from sifscale.models.ratio import CHANNEL as FOOTPRINT_RATIO
-from sifscale.task import TaskSpec
+from sifscale.task_spec import TaskSpec
 from sifscale.tile_fields import training_sections
 
 _MADE_IN_TRAINING = (OTHER_COMPOSITE, FOOTPRINT_RATIO, FOOTPRINT_SIF)  # channels that features do not make
 
 
 def check(config: PredictConfig, spec: TaskSpec, cube: Cube, level: str) -> tuple[Features, Coarse]:
-    """How the model's predictors are made; raises ConfigError with a line for each thing that does not fit."""
+    """How the model's predictors and its coarse field are made, with the factor by which SIF becomes finer here.
+
+    Raises ConfigError with a line for each thing that does not fit.
+    """
     assert spec.origin is not None
     features, coarse = training_sections(spec.origin.features, spec.origin.coarse)
     faults = [
@@ -50,7 +54,14 @@ def check(config: PredictConfig, spec: TaskSpec, cube: Cube, level: str) -> tupl
         faults.append("accelerator: must be cpu on a machine without a GPU that torch can use (found 'gpu')")
     if faults:
         raise ConfigError(faults)
-    return features, coarse
+    return features, coarse.model_copy(update={"factor": _factor(config, cube, level)})
+
+
+def _factor(config: PredictConfig, cube: Cube, level: str) -> int:
+    """By which SIF becomes finer on the grid that is mapped."""
+    if level == "fine" and cube.fine is not None:
+        return int(cube.fine.sizes["y"] // cube.native.sizes["y"])
+    return config.window.factor
 
 
 def _target_faults(config: PredictConfig, spec: TaskSpec, cube: Cube) -> list[str]:
@@ -63,21 +74,23 @@ def _target_faults(config: PredictConfig, spec: TaskSpec, cube: Cube) -> list[st
 
 
 def _grid_faults(config: PredictConfig, spec: TaskSpec, cube: Cube, level: str) -> list[str]:
-    if level == "native":
-        if config.window.factor != spec.factor:
-            return [
-                f"window.factor: must be {spec.factor}, by which the model was trained to make SIF finer "
-                f"(found {config.window.factor})"
-            ]
-        return []
-    if cube.fine is None:
+    if level == "fine" and cube.fine is None:
         return [f"level: must be native, as window {config.window.name} has no finer grid (found 'fine')"]
-    if spec.block_px == 1:
+    if level == "fine" and spec.block_px == 1:
         return ["level: must be native for a model whose coarse field is no mean of cells (found 'fine')"]
-    finer = cube.fine.sizes["y"] // cube.native.sizes["y"]
-    if finer != spec.block_px:
-        return [
-            f"window.grid.fine_factor: must be {spec.block_px}, by which the model was trained to make SIF finer; "
-            f"train with window.factor={finer}, or take level=native (found {finer})"
-        ]
-    return []
+    found = _factor(config, cube, level)
+    key = "window.factor" if level == "native" else "window.grid.fine_factor"
+    if found < 2:
+        return [f"{key}: must be at least 2, or nothing becomes finer (found {found})"]
+    if found == spec.factor:
+        return []
+    rule = f"{key}: must be {spec.factor}, by which the model was trained to make SIF finer"
+    remedy = f"train with window.factor={found}"
+    if spec.block_px == 1:
+        return [f"{rule}, as its coarse field is no mean of cells; {remedy} (found {found})"]
+    if spec.model["name"] not in ANY_FACTOR:
+        return [f"{rule}, as weights of {spec.model['name']} belong to that factor; {remedy} (found {found})"]
+    if config.factor == "any":
+        return []
+    other = "" if level == "native" else ", take level=native"
+    return [f"{rule}; {remedy}{other}, or say factor=any if what it learned holds at other scales (found {found})"]

@@ -16,22 +16,36 @@ import numpy as np
 import xarray as xr
 import zarr
 from filelock import FileLock
+from numpy.typing import NDArray
 
 from sifscale.cube import TIME_ENCODING, Cube, consolidate
 from sifscale.export import write_cogs, write_netcdf
-from sifscale.tile_prediction import FLAGS, MappedTile, Residuals
+from sifscale.tile_prediction import ERROR_BARS, FLAGS, MappedTile, Residuals
 from sifscale.tiles import Tile
 from sifscale.whole import take_name, written_beside
 
 _CHUNK_PX = 256
 MARK = "checkpoint_hash"  # an attribute that every map has, and by which one is known
 ABOUT = "about.json"  # attributes of the map, beside its GeoTIFFs
+# From CF's table, by name and units of a target.
+_STANDARD_NAMES = {
+    ("sif", "mW m-2 sr-1 nm-1"): "toa_outgoing_radiance_per_unit_wavelength_due_to_solar_induced_fluorescence"
+}
+_FLAG_NOTES = (
+    "no_observation: of the coarse cell; the map is empty there, unless gap_filled. predictor_missing: its training "
+    "mean stands in, or the map is empty. extrapolated: a predictor lies outside its values in training. conserved: "
+    "changed, so that the mean of the coarse cell is the observation. gap_filled: from the nearest observed cell, "
+    "however far, and thus without error bars."
+)
 _UNFINISHED = "unfinished"  # ends the name of a map that is being made
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a map is of. bands: a dataset on its grid; tile_px: edge of the parts that it is written in."""
+    """What a map is of. bands: a dataset on its grid; tile_px: edge of the parts that it is written in.
+
+    error_bars: what their attributes say, with interval_level; None of a map without them.
+    """
 
     name: str
     units: str
@@ -39,6 +53,7 @@ class Description:
     dtype: type[np.floating]
     tile_px: int
     attrs: Mapping[str, str]
+    error_bars: Mapping[str, str | float] | None = None
 
 
 class Unfinished:
@@ -67,7 +82,10 @@ class Unfinished:
             slice(core.start, min(core.stop, size)) for core, size in zip(tile.core, self.shape, strict=True)
         )
         height, width = rows.stop - rows.start, columns.stop - columns.start
-        for variable, values in ((name, mapped.values), ("quality", mapped.quality)):
+        parts: dict[str, NDArray[Any]] = {name: mapped.values, "quality": mapped.quality}
+        if mapped.bars is not None:
+            parts |= {f"{name}_{kind}": values for kind, values in zip(ERROR_BARS, mapped.bars, strict=True)}
+        for variable, values in parts.items():
             array = self._store[variable]
             assert isinstance(array, zarr.Array)
             array[sample, rows, columns] = values[:height, :width]
@@ -106,7 +124,7 @@ def publish(
 ) -> Path:
     """Give the complete map its form and its final name; an older map is replaced. Returns its path.
 
-    format: zarr, netcdf (CF 1.11) or cog, a folder of cloud-optimised GeoTIFFs, one of the map and one of its flags a
+    format: zarr, netcdf (CF 1.11) or cog, a folder of cloud-optimised GeoTIFFs, one a variable and
     sample. by_sample: residuals before conservation; attrs: of the whole file, besides those that it has.
     """
     store = made.path / "map.zarr"
@@ -173,19 +191,18 @@ def _lay_out(partial: Path, description: Description) -> None:
     chunk = tuple(_chunk(description.tile_px, size) for size in shape[1:])
     # whole tiles in a file, so that no two share one
     shard = tuple(-(-min(description.tile_px, size) // c) * c for c, size in zip(chunk, shape[1:], strict=True))
-    dims = ("sample", "y", "x")
+    dims, layers = ("sample", "y", "x"), _layers(description)
     variables = {
-        name: (dims, da.full(shape, np.nan, dtype=description.dtype, chunks=(1, *shard)), {
-            "long_name": "solar-induced fluorescence" if name == "sif" else name,
-            "units": description.units,
-            "ancillary_variables": "quality",
-            **mapping,
-        }),
+        **{
+            key: (dims, da.full(shape, np.nan, dtype=dtype, chunks=(1, *shard)), attrs | mapping)
+            for key, (dtype, attrs) in layers.items()
+        },
         "quality": (dims, da.zeros(shape, dtype=np.uint8, chunks=(1, *shard)), {
             "long_name": f"quality of {name}",
             "standard_name": "quality_flag",
             "flag_masks": list(FLAGS.values()),
             "flag_meanings": " ".join(FLAGS),
+            "comment": _FLAG_NOTES,
             **mapping,
         }),
         **{
@@ -198,10 +215,9 @@ def _lay_out(partial: Path, description: Description) -> None:
     dataset = xr.Dataset(variables, coords={key: value.compute() for key, value in coords.items()})
     dataset = dataset.drop_encoding().assign_attrs({"Conventions": "CF-1.11", **description.attrs})
     encoding: dict[str, dict[str, Any]] = {
-        key: {"chunks": (1, *chunk), "shards": (1, *shard)} for key in (name, "quality")
+        key: {"chunks": (1, *chunk), "shards": (1, *shard), "fill_value": 0 if key == "quality" else np.nan}
+        for key in (*layers, "quality")
     }
-    encoding[name]["fill_value"] = np.nan
-    encoding["quality"]["fill_value"] = 0
     encoding |= {str(key): dict(TIME_ENCODING) for key, value in coords.items() if value.dtype.kind == "M"}
     encoding |= {axis: {"_FillValue": None} for axis in ("y", "x") if axis in coords}
     partial.mkdir(parents=True)
@@ -209,6 +225,25 @@ def _lay_out(partial: Path, description: Description) -> None:
     store = partial / "map.zarr"
     dataset.to_zarr(store, mode="w-", zarr_format=3, consolidated=False, encoding=encoding, compute=False)
     (partial / "laid_out").touch()
+
+
+def _layers(description: Description) -> dict[str, tuple[type[np.floating], dict[str, Any]]]:
+    """The map and its error bars by name: type, and attributes as CF has them."""
+    name, about = description.name, description.error_bars
+    label = "solar-induced fluorescence" if name == "sif" else name
+    standard = _STANDARD_NAMES.get((name, description.units))
+    bars = [f"{name}_{kind}" for kind in ERROR_BARS] if about else []
+    values = {"long_name": label, "units": description.units, "cell_methods": "area: mean"}
+    values |= {"ancillary_variables": " ".join(["quality", *bars])} | ({"standard_name": standard} if standard else {})
+    layers: dict[str, tuple[type[np.floating], dict[str, Any]]] = {name: (description.dtype, values)}
+    if about is None:
+        return layers
+    end = f"end of the {100 * float(about['interval_level']):g} % interval of {label}"
+    for key, text in zip(bars, (f"standard error of {label}", f"lower {end}", f"upper {end}"), strict=True):
+        layers[key] = np.float32, {"long_name": text, "units": description.units, **about}
+    if standard:
+        layers[bars[0]][1]["standard_name"] = f"{standard} standard_error"
+    return layers
 
 
 def _chunk(tile_px: int, size: int) -> int:

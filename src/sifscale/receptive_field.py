@@ -97,5 +97,5 @@ class _Probe:
             coarse[number, :, slice(*pairs[2 * number + 1])] = torch.nan
         with torch.inference_mode():
             found: Tensor = self.model(*((fields, coarse) if axis == "y" else (fields.mT, coarse.mT)))
-        touched = found.isnan().any(dim=3 if axis == "y" else 2)[:, 0]
+        touched = found.isnan().any(dim=3 if axis == "y" else 2).any(dim=1)
         return list(touched.numpy())

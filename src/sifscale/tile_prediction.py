@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 from sifscale.config import ConfigError
 from sifscale.conservation import block_means, conserve
+from sifscale.models.ensemble import mean_of
+from sifscale.models.mc_dropout import McDropout
 from sifscale.receptive_field import Reach, find_reach, pooling_px
 from sifscale.task import DownscalingTask
 from sifscale.tile_fields import TileFields
 from sifscale.tiles import Tile, crops_of, make_tiles, padded_shape
+from sifscale.uncertainty import error_bars
 
 _NOT_ONEDNN = 20480  # values; use_mkldnn in PyTorch's aten/src/ATen/native/Convolution.cpp
 
@@ -26,8 +29,9 @@ FLAGS = {
     "predictor_missing": 4,  # as in training, its gap counts as the training mean of its channel
     "extrapolated": 8,  # a predictor lies outside the values that the model was trained on
     "conserved": 16,  # the value was changed so that the mean of its native cell is the observation
-    "gap_filled": 32,
+    "gap_filled": 32,  # with SIF of the nearest cell, perhaps far off; without error bars, which nothing calibrated
 }
+ERROR_BARS = ("standard_error", "lower", "upper")  # the last two: ends of an interval about the value
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,15 @@ class Residuals:
 
 @dataclass(frozen=True)
 class MappedTile:
-    """values (h, w) in units of the target, NaN where there is none; quality (h, w), see FLAGS."""
+    """values (h, w) in units of the target, NaN where there is none; quality (h, w), see FLAGS.
+
+    bars (3, h, w): `ERROR_BARS` in the same units, NaN where there are none; None of a model that has none.
+    """
 
     values: NDArray[np.floating]
     quality: NDArray[np.uint8]
     residuals: Residuals
+    bars: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,8 @@ class TilePredictor:
     """A trained task that predicts tiles; tiles of any size give the same bits as the whole padded field would.
 
     Cores begin at multiples of what pooling and coarse blocks need, windows hold all that a core depends on, and on a
-    CPU convolutions of up to 3 x 3 in channels-last layout sum in one order whatever the size, if the same library
-    does them: for small inputs PyTorch takes another one, unless there are two in a batch (see `_small_px`).
+    CPU convolutions sum in one order whatever the size, in the layout that `_memory_format` chooses and if the same
+    library does them: for small inputs PyTorch takes another one, unless there are two in a batch (see `_small_px`).
     conservation: one of `CONSERVATIONS`, computed in float64. fill_gaps: predict also where no SIF was observed but
     every predictor is known. leave_out: no value where a predictor is missing. half: bfloat16 in the network.
     """
@@ -94,8 +102,9 @@ class TilePredictor:
         self.device = torch.device(device)
         self.task = task.eval().to(self.device)
         self._small_px = _small_px(task.model, len(task.spec.channels))
+        self._format = _memory_format(self.task.model)
         for weights in (parameter for parameter in self.task.model.parameters() if parameter.ndim == 4):
-            weights.data = weights.data.contiguous(memory_format=torch.channels_last)
+            weights.data = weights.data.contiguous(memory_format=self._format)
 
     @property
     def dtype(self) -> type[np.floating]:
@@ -131,17 +140,20 @@ class TilePredictor:
         return Layout((height, width), core, make_tiles((height, width), core, reach, self.step_px))
 
     def raw(self, fields: Sequence[TileFields]) -> Tensor:
-        """Predictions of windows of one shape before conservation, (members, B, h, w) float32 on the CPU."""
+        """What members say of windows of one shape, (members, B, outputs, h, w) float32 on the CPU.
+
+        As `DownscalingTask.each`, before conservation.
+        """
         predictors = torch.from_numpy(np.stack([field.predictors for field in fields]))
         coarse = torch.from_numpy(np.stack([field.coarse for field in fields]))[:, None]
         if not self.crop_px:
-            return self._model(predictors, coarse)[:, :, 0]
+            return self._model(predictors, coarse)
         crops = crops_of((coarse.shape[-2], coarse.shape[-1]), self.crop_px)
         found: Tensor | None = None
         for crop in crops:
-            part = self._model(predictors[..., *crop.window], coarse[..., *crop.window])[:, :, 0]
+            part = self._model(predictors[..., *crop.window], coarse[..., *crop.window])
             if found is None:
-                found = part.new_empty((*part.shape[:2], *coarse.shape[-2:]))
+                found = part.new_empty((*part.shape[:3], *coarse.shape[-2:]))
             found[..., *crop.core] = part[..., *crop.inner]
         assert found is not None
         return found
@@ -152,31 +164,39 @@ class TilePredictor:
             predictors, coarse = torch.cat([predictors] * 2), torch.cat([coarse] * 2)
         half = torch.autocast(self.device.type, torch.bfloat16, enabled=self.half)
         with torch.inference_mode(), half:
-            given = predictors.to(self.device).contiguous(memory_format=torch.channels_last)
+            given = predictors.to(self.device).contiguous(memory_format=self._format)
             return self.task.each(given, coarse.to(self.device))[:, :batch].float().cpu()
 
     def finish(self, raw: Tensor, fields: TileFields, tile: Tile) -> MappedTile:
-        """Values and flags of the core from predictions (members, h, w) of the window."""
+        """Values, flags and error bars of the core from what members say of the window, (members, outputs, h, w)."""
         predictors, observed = fields.predictors[:, *tile.inner], fields.observed[tile.inner]
         coarse = torch.from_numpy(fields.coarse[tile.inner])[None, None].double()
         missing = np.isnan(predictors).any(axis=0)
         kept = ~missing if self.leave_out else np.ones_like(missing)
         gaps = ~observed & ~missing if self.fill_gaps else np.zeros_like(missing)
-        members = raw[:, None, *tile.inner].double()
+        said = raw[..., *tile.inner].double()
+        members = said[:, :1]
         known = torch.from_numpy(observed & kept)[None, None]
-        before = members.mean(dim=0, keepdim=True)
+        before = mean_of(members)[None]
         residuals = self._residuals(before, coarse, known) if self.spec.block_px > 1 else Residuals()
         each = (len(members), -1, -1, -1)
-        fine = conserve(
+        conserved = conserve(
             self.conservation, members, coarse.expand(each), known.expand(each), self.spec.block_px
-        ).mean(dim=0, keepdim=True)
+        )
+        fine = mean_of(conserved)[None]
         shown = (observed & kept) | gaps
         quality = np.where(observed, FLAGS["observed"], FLAGS["no_observation"])
         quality |= FLAGS["predictor_missing"] * missing | FLAGS["gap_filled"] * gaps
         quality |= FLAGS["extrapolated"] * self._beyond_training(predictors)
         quality |= FLAGS["conserved"] * (shown & (fine != before).numpy()[0, 0])
         values = np.where(shown, fine.numpy()[0, 0], np.nan).astype(self.dtype)
-        return MappedTile(values, quality.astype(np.uint8), residuals)
+        bars = None
+        if self.spec.uncertainty is not None:
+            calibration = self.task.calibration
+            (widths,) = error_bars(self.spec.uncertainty, said[:, None], conserved[:, None], calibration).numpy()
+            ends = np.stack([widths[0], values - widths[1], values + widths[2]])
+            bars = np.where(shown & ~gaps, ends, np.nan).astype(np.float32)
+        return MappedTile(values, quality.astype(np.uint8), residuals, bars)
 
     def _residuals(self, fine: Tensor, coarse: Tensor, known: Tensor) -> Residuals:
         means, counts = block_means(fine - coarse, known, self.spec.block_px)
@@ -188,6 +208,20 @@ class TilePredictor:
         low, high = np.array(self.spec.origin.ranges, dtype=np.float64).T[:, :, None, None]
         beyond: NDArray[np.bool_] = ((predictors < low) | (predictors > high)).any(axis=0)  # NaN is neither
         return beyond
+
+
+def _memory_format(model: nn.Module) -> torch.memory_format:
+    """In which convolutions round alike in a tile and in the whole field: channels last up to 3 x 3, else first.
+
+    Measured (oneDNN 3 on AVX-512): 5 x 5 convolutions of 128 channels and 7 x 7 ones of 96 or more sum in another order
+    when the width changes, if channels are last; bilinear up-sampling does if they are first, and so is done as before.
+    """
+    if all(max(part.kernel_size) <= 3 for part in model.modules() if isinstance(part, nn.Conv2d)):
+        return torch.channels_last
+    for part in (part for part in model.modules() if isinstance(part, nn.Upsample)):
+        part.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous(memory_format=torch.channels_last))
+        part.register_forward_hook(lambda _, inputs, output: output.contiguous())
+    return torch.contiguous_format
 
 
 def _small_px(model: nn.Module, channels: int) -> float:
@@ -220,4 +254,6 @@ def _reach_and_step(task: DownscalingTask) -> tuple[Reach | None, int]:
     if spec.model["name"] == "cnn_dense":
         return None, spec.block_px
     step = math.lcm(spec.block_px, pooling_px(task.model))
-    return find_reach(task.model, len(spec.channels), spec.block_px, step), step
+    # a pass that lacks channels reads no further than the whole network does
+    model = task.model.network if isinstance(task.model, McDropout) else task.model
+    return find_reach(model, len(spec.channels), spec.block_px, step), step

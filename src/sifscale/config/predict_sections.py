@@ -17,11 +17,13 @@ class PredictConfig(BuildConfig):
 
     run: Annotated[str, Field(min_length=1)]
     level: Literal["fine", "native"] | None
+    factor: Literal["as_trained", "any"]
     conservation: Literal["as_trained", "none", "additive", "multiplicative"]
     fill_gaps: bool
     missing_predictors: Literal["fill", "leave_out"]
     format: Literal["zarr", "netcdf", "cog"]
     output: str | None
+    pictures: bool
     tile_px: PositiveInt
     batch_size: PositiveInt
     accelerator: Literal["cpu", "gpu"]
