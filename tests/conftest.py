@@ -8,11 +8,17 @@ import os
 # threads of one test wait for those of its neighbours.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight more processes a server, for jobs that are not ours
 
 import functools
+import multiprocessing
 import runpy
+import sqlite3
 import sys
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +28,10 @@ from hypothesis import settings
 if TYPE_CHECKING:
     from sifscale.config import RunConfig
 
+CopyTo = Callable[[Path], Path]
+
 ROOT = Path(__file__).parents[1]
+TRAIN = str(ROOT / "train.py")
 # The default run made as small as its rules allow: 48 x 48 cells, 16 blocks, three folds, two composites.
 TINY = (
     "window.grid.bounds=[-60000.0,2658000.0,132000.0,2850000.0]",
@@ -42,6 +51,25 @@ TINY = (
 # Another window: a window's cube is one a name, and that of the first has two composites.
 THREE_COMPOSITES = ("window.period.end=2019-06-25", "window.name=tiny")
 
+LONGEST = (  # files by time, from half a minute to ten seconds
+    "test_sweep",
+    "test_launchers",
+    "test_docs",
+    "test_config",
+    "test_training",
+    "test_mlflow_ui",
+    "test_sending",
+    "test_continuing",
+    "test_search",
+    "test_task",
+    "test_served_model",
+    "test_parallel",
+    "test_build",
+    "test_regression",
+    "test_averaging",
+    "test_assembly",
+)
+
 WEATHER = {"Rainf_f_tavg": 1e-5, "SWdown_f_tavg": 300.0, "Tair_f_tavg": 295.0}
 
 # The first example of a test may compile a numba kernel or import torch, so that no deadline holds.
@@ -54,7 +82,13 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """One file, one process (``pytest -n 2``): what the tests of a file share is made once."""
     from xdist.scheduler import LoadFileScheduling
 
+    config.option.loadscopereorder = False  # the files with the most tests first, which are short ones
     return LoadFileScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first: when one of them comes last, the other processes have nothing to do."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
 @pytest.fixture(scope="session")
@@ -108,8 +142,14 @@ class Workplace:
     def main(self, *words: str) -> None:
         """``python train.py`` in this process; a refusal leaves it as SystemExit."""
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["train.py", *words])
-            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+            patch.setattr(sys, "argv", [TRAIN, *words])
+            runpy.run_path(TRAIN, run_name="__main__")
+
+    def start(self, *words: str) -> BaseProcess:
+        """``python train.py`` in a process of its own, which may be killed; see ``fresh_process``."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [TRAIN, *words])  # which the process takes over
+            return fresh_process(runpy.run_path, TRAIN, run_name="__main__")
 
     @functools.cache  # noqa: B019  # as frozen as what it returns, and composing takes 0.15 s
     def config(self, *words: str) -> RunConfig:
@@ -122,10 +162,40 @@ class Workplace:
             return load(compose("train", self.overrides(*words)), RunConfig)
 
 
+def fresh_process(function: Callable[..., object], *args: object, **kwargs: object) -> BaseProcess:
+    """A process that has nothing of this one and runs the function. Its libraries are loaded, which costs 5 s once."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["sifscale.cross_validation"])
+    process = context.Process(target=function, args=args, kwargs=kwargs)
+    process.start()
+    return process
+
+
 @pytest.fixture(scope="session")
-def workplace(tmp_path_factory: pytest.TempPathFactory, shared_data: Path) -> Workplace:
-    """One for all tests: creating MLflow's tables costs seconds. Tests tell their runs apart by experiment or id."""
-    return Workplace(tmp_path_factory.mktemp("work"), shared_data)
+def copy_of_empty_database(shared_data: Path) -> CopyTo:
+    """Puts a database with MLflow's tables at a path; they take seconds, once for all processes of a test run."""
+    from sifscale.config import Tracking
+    from sifscale.tracking import client
+
+    empty = shared_data.parent / "empty" / "mlflow.db"
+    client(Tracking(uri=f"sqlite:///{empty}", experiment="", artifacts=""))
+
+    def copy(path: Path) -> Path:
+        with closing(sqlite3.connect(empty)) as source, closing(sqlite3.connect(path)) as target:
+            source.backup(target)  # whole, with what is still in its log
+        return path
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def workplace(
+    tmp_path_factory: pytest.TempPathFactory, shared_data: Path, copy_of_empty_database: CopyTo
+) -> Workplace:
+    """One for all tests of a process, which tell their runs apart by experiment or id."""
+    folder = tmp_path_factory.mktemp("work")
+    copy_of_empty_database(folder / "mlflow.db")
+    return Workplace(folder, shared_data)
 
 
 def write_tables(folder: Path) -> Path:

@@ -61,7 +61,7 @@ def smaller(command: str, workplace: Workplace, folder: Path) -> list[str]:
         tiny = [word for word in tiny if not word.startswith(("split.block", "crop."))]
     return {
         "build.py": [*paths, *window],
-        "train.py": [*paths, *tracking, *window, *tiny],
+        "train.py": [*paths, *tracking, "tracking.log_model=false", "tracking.system_metrics=false", *window, *tiny],
         "predict.py": [*paths, *tracking, *window, "progress=false"],
         "explain.py": [*paths, *tracking, "repeats=1", "progress=false"],
         "compare.py": [*paths[:1], *tracking],

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -159,14 +156,12 @@ def test_a_search_goes_on_only_as_what_it_was(
 
 def test_a_killed_search_goes_on_with_the_draws_of_an_unbroken_one(workplace: Workplace, tmp_path: Path) -> None:
     words = command(workplace, tmp_path, "killed", *RIDGE)
-    process = subprocess.Popen(
-        [sys.executable, str(PROJECT_ROOT / "train.py"), *words],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
-    )  # fmt: skip
-    while process.poll() is None and not list(tmp_path.glob("*_sweep/trial_1")):
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process = workplace.start(*words)
+    while process.is_alive() and not list(tmp_path.glob("*_sweep/trial_1")):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert [trial.state for trial in trials(tmp_path, "killed")] == [TrialState.COMPLETE, TrialState.RUNNING]
 
     workplace.main(*words)

@@ -32,7 +32,7 @@ from sifscale.sending import send
 from sifscale.tracking import PARENT_VARIABLE, RunLog, children, client, end_parent, finished, run_log, start_parent
 
 if TYPE_CHECKING:
-    from conftest import Workplace
+    from conftest import CopyTo, Workplace
 
 
 @dataclass
@@ -88,11 +88,10 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+def server(tmp_path_factory: pytest.TempPathFactory, copy_of_empty_database: CopyTo) -> Iterator[int]:
     """Port of a real ``mlflow server`` with a database and artifacts of its own."""
     folder, port = tmp_path_factory.mktemp("server"), free_port()
-    database = f"sqlite:///{folder / 'server.db'}"
-    client(Tracking(uri=database, experiment="", artifacts=""))
+    database = f"sqlite:///{copy_of_empty_database(folder / 'server.db')}"
     call = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     call += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "files"), "--serve-artifacts"]
     log = (folder / "log").open("w")
@@ -126,9 +125,9 @@ def door(door_of_module: Door, monkeypatch: pytest.MonkeyPatch) -> Iterator[Door
 
 
 @pytest.fixture(scope="module")
-def unsent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One local store for all tests, since it takes seconds to create."""
-    return tmp_path_factory.mktemp("unsent") / "unsent.db"
+def unsent(tmp_path_factory: pytest.TempPathFactory, copy_of_empty_database: CopyTo) -> Path:
+    """One local store for all tests."""
+    return copy_of_empty_database(tmp_path_factory.mktemp("unsent") / "unsent.db")
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_resuming_a_finished_run_changes_nothing(workplace: Workplace, unbroken:
         return {name: value for name, value in found.items() if not name.startswith("system/")}
 
     before, was = metrics(unbroken), of_the_model()
-    workplace.train(tmp_path, *LONG, f"resume={unbroken}")
+    workplace.train(tmp_path, *DRAWN, f"resume={unbroken}")
     assert metrics(unbroken) == before and of_the_model() == was
 
 

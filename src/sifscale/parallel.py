@@ -10,7 +10,7 @@ import os
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -125,7 +125,7 @@ def _on_cluster(
         completed = as_completed(list(index_of), loop=client.loop)
         for future in completed:
             index = index_of.pop(future)
-            result = _result(future, items[index], scheduler, memory_limit_mb)
+            result = _result(future, items[index], scheduler, workers, memory_limit_mb)
             # The next one starts before this one is looked at, so that no worker waits for the caller.
             for next_index, item in islice(waiting, 1):
                 successor = client.submit(function, item, pure=False)
@@ -176,13 +176,20 @@ def _connect_elsewhere(stack: ExitStack, address: str) -> Client:
     return client
 
 
-def _result(future: Future[Result], item: object, scheduler: str, memory_limit_mb: int | None) -> Result:
+def _result(
+    future: Future[Result], item: object, scheduler: str, workers: int, memory_limit_mb: int | None
+) -> Result:
     from distributed import KilledWorker
     from distributed.client import FutureCancelledError
 
     try:
         result: Result = future.result()
     except KilledWorker:
+        if scheduler == "processes":
+            # A cluster cannot be closed (distributed 2026.8: "can only join a started process") while it starts the
+            # successor of a worker that died as soon as it had started.
+            with suppress(TimeoutError):
+                future.client.wait_for_workers(workers, timeout=_CONNECT_SECONDS)
         limit = "no memory limit" if memory_limit_mb is None else f"a memory limit of {memory_limit_mb} MB"
         raise RuntimeError(
             f"worker processes died ({scheduler}, {limit}) on item {reprlib.repr(item)}; give each more memory or "
