@@ -179,6 +179,7 @@ def test_the_fine_level_learns_and_is_tested_on_the_truth(workplace: Workplace, 
             assert fine.metrics[f"{view}/{prefix}rmse"] == pytest.approx(expected, rel=1e-5)
     assert fine.tested.views["truth"] is fine.tested.views["test"]
     assert fine.metrics["test/ridge_rmse"] < fine.metrics["test/bilinear_rmse"], "it has learned"
+    assert fine.tested.floor is None, "a simulated truth has no noise that a score could be below"
 
 
 def test_bilinear_at_both_levels_has_the_same_scores_against_the_truth(

@@ -71,7 +71,9 @@ def test(
     views: dict[str, BlockScores] = {}
     views["test"], fields = _predict(run, task, ridge, data, folder, run.finer_by(run.level))
     sums, spread = task.test_sums(), {"test": task.test_spread()}
-    tested = Tested(views, sums, _noise_floor(data), fields)
+    # a simulated truth has no noise: what its semivariogram shows at the origin is ground that differs by the pixel
+    floor = None if run.level == "fine" else _noise_floor(data)
+    tested = Tested(views, sums, floor, fields)
     if data.plans.parts is not None and run.protocol == "honest":
         tested = _with_details(run, tested, data)
     if run.level == "fine":
