@@ -220,8 +220,10 @@ def fill_nearest(field: FloatArray) -> FloatArray:
         finite = np.isfinite(layer)
         if not finite.any():
             raise ValueError(f"layer {number} of {len(layers)} has no finite pixel; leave it out")
-        row, column = ndimage.distance_transform_edt(~finite, return_distances=False, return_indices=True)
-        layers[number] = np.where(np.isnan(layer), layer[row, column], layer)
+        gaps = np.isnan(layer)
+        if gaps.any():
+            nearest = ndimage.distance_transform_edt(~finite, return_distances=False, return_indices=True)
+            layer[gaps] = layer[tuple(nearest[:, gaps])]
     return layers.reshape(filled.shape)
 
 
