@@ -46,6 +46,7 @@ TINY = (
     "trainer.batch_size=4",
     "trainer.progress=false",
     "trainer.threads=1",
+    "trainer.precision=32-true",  # the same on every machine
     "evaluation.figures=false",  # more than half of the time of so small a run
 )
 # Another window: a window's cube is one a name, and that of the first has two composites.

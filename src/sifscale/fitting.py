@@ -20,6 +20,7 @@ from sifscale.config import WITHOUT_TRUTH, ConfigError, RunConfig
 from sifscale.datamodule import CropDataModule
 from sifscale.models import parameter_count
 from sifscale.models.regression import Fitted
+from sifscale.precision import computed_in
 from sifscale.splits import TRAIN, VALIDATION
 from sifscale.task import DownscalingTask
 from sifscale.tracking import Pruned, RunLog, is_main_process
@@ -77,10 +78,11 @@ def fit(
     history = progress.EpochLog(tracker, folder / "history.json")
     log.info("run folder: %s (if stopped, go on with resume=%s)", folder, folder)
     log.info(
-        "training %s: %s parameters, %d crops",
+        "training %s: %s parameters, %d crops, %s",
         run.label,
         f"{parameter_count(task.model):,}",
         len(data.plans.train),
+        computed_in(run.trainer.precision, run.trainer.accelerator),
     )
     monitored = data.plans.validation is not None
     # without fine truth the choice of the epoch must not see it either
@@ -202,7 +204,7 @@ def lightning_trainer(run: RunConfig, callbacks: list[pl.Callback], folder: Path
         accelerator=options.accelerator,
         devices=options.devices,
         strategy=options.strategy,
-        precision=options.precision,
+        precision=computed_in(options.precision, options.accelerator),
         max_epochs=options.epochs,
         callbacks=callbacks,
         default_root_dir=folder,

@@ -21,6 +21,7 @@ from sifscale.continuing import identity
 from sifscale.crops import Plans
 from sifscale.cube import Cube
 from sifscale.features import FeatureCube
+from sifscale.precision import computed_in
 from sifscale.splits import TEST, TRAIN, VALIDATION
 from sifscale.tracking import RunLog, git_commit
 
@@ -95,6 +96,7 @@ def tags(run: RunConfig, cube: Cube, findings: Sequence[Finding]) -> dict[str, s
         "features": run.features.name,
         "model": run.model.name,
         "git_commit": git_commit(),
+        "precision": computed_in(run.trainer.precision, run.trainer.accelerator),
         **identity(run, cube.hash),
         "audit": "; ".join(map(str, dict.fromkeys(findings))) or "no finding",
         **({"study": run.study.name} if run.study else {}),

@@ -257,7 +257,7 @@ class DownscalingTask(pl.LightningModule):
         """
         options = self.optimisation
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimiser]
-        optimiser = kind(self.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+        optimiser = kind(self.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay, fused=True)
         if options.schedule == "constant":
             return optimiser
         if options.schedule == "one_cycle":

@@ -30,6 +30,7 @@ from sifscale.features import FeatureCube
 from sifscale.fitting import fit
 from sifscale.models.persistence import with_other_composite
 from sifscale.models.ratio import with_footprint_ratio, with_footprint_sif
+from sifscale.precision import computed_in
 from sifscale.resuming import resumed_run_id
 from sifscale.run_record import log_choices, log_correlation, opening_tags, run_name
 from sifscale.served_model import log_model
@@ -179,7 +180,8 @@ def keep_model(run: RunConfig, tracker: RunLog, folder: Path, task: DownscalingT
     """Log what was trained as a model that MLflow can load."""
     if run.tracking.log_model and is_main_process():
         crops = CropBatches(data.features, data.plans.test, data.plans.parts)
-        log_model(tracker, folder / "checkpoints" / "best.ckpt", task.spec, run.trainer.precision, crops[[0]])
+        precision = computed_in(run.trainer.precision, run.trainer.accelerator)
+        log_model(tracker, folder / "checkpoints" / "best.ckpt", task.spec, precision, crops[[0]])
 
 
 def judge(run: RunConfig, findings: list[Finding]) -> None:

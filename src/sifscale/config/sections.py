@@ -194,7 +194,7 @@ class Trainer(Section):
     accelerator: Literal["cpu", "gpu", "auto"]
     devices: PositiveInt
     strategy: Literal["auto", "ddp"]
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"]
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     channels_last: bool
     threads: Annotated[int, Field(ge=0)]  # 0: leave it to torch
     epochs: PositiveInt

@@ -1,0 +1,25 @@
+"""In which numbers a network computes on the machine at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+
+def computed_in(precision: str, accelerator: str) -> str:
+    """Lightning's name of what ``trainer.precision=auto`` stands for on this machine; any other is returned as it is.
+
+    bf16-mixed where the processor multiplies bfloat16 by itself (CPUs with AVX-512 BF16 or AMX, NVIDIA GPUs from Ampere
+    on): a U-Net then trains about twice as fast, to scores that differ less than those of two seeds. 32-true elsewhere,
+    where it would be emulated and slower. accelerator: cpu, gpu or auto, as in the configuration.
+    """
+    if precision != "auto":
+        return precision
+    if accelerator != "cpu" and torch.cuda.is_available():
+        half = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.9 cannot tell
+        half = accelerator != "gpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
+    return "bf16-mixed" if half else "32-true"
