@@ -30,6 +30,7 @@ DRAWN = (*LONG, "evaluation.figures=true")
 PLAIN = ("evaluation.details=false", "evaluation.ridge=null", "window.truth=null")  # what a test may do without
 EPOCH_METRICS = {"train/loss", "train/learning_rate", "val/loss", "val/r2", "val/mae", "val/rmse"}
 TEST_METRICS = {"test/r2", "test/mae", "test/rmse", "test/skill_bilinear", "test/coarse_rmse", "perf/samples_per_s"}
+TEST_METRICS |= {"perf/data_wait_share", "perf/peak_memory_mb"}
 LEAKS = {  # words of the command line, code of the finding
     "difference": (("features=legacy", "normalisation.method=none"), "target_derived_predictor"),
     "legacy split": (("split=legacy",), "overlap"),

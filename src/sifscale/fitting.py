@@ -20,6 +20,7 @@ from sifscale.config import WITHOUT_TRUTH, ConfigError, RunConfig
 from sifscale.datamodule import CropDataModule
 from sifscale.models import parameter_count
 from sifscale.models.regression import Fitted
+from sifscale.pace import Pace
 from sifscale.precision import computed_in
 from sifscale.splits import TRAIN, VALIDATION
 from sifscale.task import DownscalingTask
@@ -95,7 +96,8 @@ def fit(
         save_last=True,
         enable_version_counter=False,
     )
-    callbacks: list[pl.Callback] = [*weight_average(run.trainer), history, keep]
+    pace = Pace()
+    callbacks: list[pl.Callback] = [pace, *weight_average(run.trainer), history, keep]
     if monitored and run.trainer.patience:
         callbacks.append(pl.callbacks.EarlyStopping(chosen_by, patience=run.trainer.patience))
     if run.trainer.progress:
@@ -111,9 +113,8 @@ def fit(
             task, data, ckpt_path=str(last) if run.resume and last.exists() else None, weights_only=True
         )
     seconds = time.perf_counter() - started
-    samples = len(data.plans.train) * (trainer.current_epoch - history.first_epoch)
-    if samples:  # none where a finished run is resumed
-        tracker.metrics({"perf/samples_per_s": samples / seconds, "perf/train_s": seconds})
+    if pace.samples:  # none where a finished run is resumed
+        tracker.metrics(pace.metrics() | {"perf/train_s": seconds})
     if hopeless and hopeless.why:
         raise Pruned(hopeless.why)
     best = Path(keep.best_model_path or last)

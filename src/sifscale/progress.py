@@ -21,10 +21,6 @@ class EpochLog(pl.Callback):
     def __init__(self, tracker: RunLog, path: Path) -> None:
         self.tracker, self.path = tracker, path
         self.values: dict[str, list[tuple[int, float]]] = {}
-        self.first_epoch = 0
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.first_epoch = trainer.current_epoch
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch
@@ -48,7 +44,6 @@ class EpochLog(pl.Callback):
         self.values = {
             name: [(int(e), float(v)) for e, v in pairs] for name, pairs in state_dict["values"].items()
         }
-        self.first_epoch = len(self.values["train/loss"])  # a finished run that is resumed never starts an epoch
 
 
 class EpochBar(pl.Callback):

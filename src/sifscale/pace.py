@@ -1,0 +1,61 @@
+"""How fast a run goes, how long it waits for data, and how much memory it has needed."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+
+from sifscale.datamodule import Batch
+
+
+def peak_memory_mb() -> float:
+    """Most memory that this process has held at once since it began, MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3  # bytes there, kB elsewhere
+
+
+class Pace(pl.Callback):
+    """Adds up, over the training batches that it sees, seconds of work and of waiting for the next batch.
+
+    On a GPU, which works while Python goes on, single steps are not told apart, but their sum is: each epoch ends with
+    scores that wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.samples, self.worked_s, self.waited_s = 0, 0.0, 0.0
+        self._since = 0.0
+
+    def metrics(self) -> dict[str, float]:
+        """What of it goes to MLflow: samples a second, share (0..1) of waiting for data, and peak memory.
+
+        Without validation and what else happens between epochs. ZeroDivisionError before any batch.
+        """
+        total = self.worked_s + self.waited_s
+        return {
+            "perf/samples_per_s": self.samples / total,
+            "perf/data_wait_share": self.waited_s / total,
+            "perf/peak_memory_mb": peak_memory_mb(),
+        }
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """From here on, time until the first batch is waiting."""
+        self._since = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """The batch has come."""
+        now = time.perf_counter()
+        self.waited_s, self._since = self.waited_s + now - self._since, now
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """The batch is done."""
+        now = time.perf_counter()
+        self.worked_s, self._since = self.worked_s + now - self._since, now
+        self.samples += len(batch["crop"])
