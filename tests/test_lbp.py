@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 import subprocess
 import sys
 import warnings
@@ -15,11 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from numba import config
 from numpy.typing import NDArray
 from skimage.feature import local_binary_pattern
 
 from sifscale import lbp
 from sifscale.config.sections import LBP_ENCODINGS
+from sifscale.lbp_kernels import fill_tiles
 
 CIRCLES = [(8, 1.0), (16, 2.0), (24, 3.0)]
 ODD_CIRCLES = [(1, 1.0), (2, 0.3), (3, 1.5), (4, 1e-7), (5, 2.2), (12, 1.1), (31, 1.1), (31, 4.7)]
@@ -89,17 +92,104 @@ def test_codes_equal_scikit_image_on_any_field(
     assert_equals_scikit_image(field, *circle, method)
 
 
+def by_definition(
+    field: NDArray[Any], points: int, radius: float, origin_px: tuple[int, int] = (0, 0)
+) -> tuple[NDArray[np.uint64], NDArray[np.float64]]:
+    """`default` codes (y, x) and the interpolated neighbours (point, y, x), in float64, whole arrays at a time."""
+    rows, columns = field.shape
+    reach = math.ceil(radius)
+    padded = np.pad(field.astype(np.float64), reach)
+    codes, neighbours = np.zeros(field.shape, np.uint64), np.empty((points, *field.shape))
+    for point, angle in enumerate(2 * np.pi * np.arange(points, dtype=np.float64) / points):
+        dy, dx = np.round(-radius * np.sin(angle), 5), np.round(radius * np.cos(angle), 5)
+        y, x = origin_px[0] + np.arange(rows) + dy, origin_px[1] + np.arange(columns) + dx
+        fy, fx = (y - np.floor(y))[:, None], x - np.floor(x)
+
+        def corner(down: float, right: float) -> NDArray[np.float64]:
+            top, left = reach + int(down), reach + int(right)
+            cut: NDArray[np.float64] = padded[top : top + rows, left : left + columns]
+            return cut
+
+        north, south, west, east = np.floor(dy), np.ceil(dy), np.floor(dx), np.ceil(dx)
+        upper = (1 - fx) * corner(north, west) + fx * corner(north, east)
+        lower = (1 - fx) * corner(south, west) + fx * corner(south, east)
+        neighbours[point] = (1 - fy) * upper + fy * lower
+        codes |= (neighbours[point] - field >= 0).astype(np.uint64) << np.uint64(point)
+    return codes, neighbours
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    seed=st.integers(0, 10_000),
+    dtype=st.sampled_from([np.float32, np.float64]),
+    circle=st.sampled_from([(8, 1.0), (24, 3.0), (12, 1.1), (5, 2.2)]),
+    scale=st.sampled_from([1e-300, 1e-44, 1e-30, 1e-3, 1.0, 1e30, 3e37, 1e300]),
+    level=st.sampled_from([0.0, 1.0, 300.0, -1e5]),
+    distance=st.sampled_from([0.0, 2.0**-53, 2.0**-24, 2.0**-23, 2.0**-22, 2.0**-21, 2.0**-20, 2.0**-19]),
+)
+def test_near_ties_fall_as_in_float64(
+    seed: int,
+    dtype: type[np.floating[Any]],
+    circle: tuple[int, float],
+    scale: float,
+    level: float,
+    distance: float,
+) -> None:
+    points, radius = circle
+    rng = np.random.default_rng(seed)
+    if dtype == np.float32:
+        scale = min(max(scale, 1e-44), 1e30)
+    field = ((level + rng.normal(size=(29, 31))) * scale).astype(dtype)
+    # Far enough from each other not to be each other's neighbours: as large as one of theirs, or nearly so.
+    step = 2 * lbp.halo_px(radius) + 1
+    y, x = (i.ravel() for i in np.mgrid[step // 2 : 29 : step, step // 2 : 31 : step])
+    neighbours = by_definition(field, points, radius)[1][rng.integers(0, points, y.size), y, x]
+    field[y, x] = neighbours + distance * np.abs(field).max() * rng.uniform(-1, 1, y.size)
+    assert_equals_scikit_image(field, points, radius, "default")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    dtype=st.sampled_from([np.int16, np.float32, np.float64]),
+    circle=st.sampled_from([*CIRCLES, (12, 1.1)]),
+    origin_px=st.tuples(*2 * [st.sampled_from([0, 1, -7, 1000, 10**6, 10**9, 10**12])]),
+)
+def test_codes_far_from_the_origin(
+    seed: int, dtype: type[np.generic], circle: tuple[int, float], origin_px: tuple[int, int]
+) -> None:
+    field = np.random.default_rng(seed).integers(0, 3, (13, 17)).astype(dtype)
+    found, _ = lbp.codes(field, *circle, "default", origin_px=origin_px)
+    np.testing.assert_array_equal(found, by_definition(field, *circle, origin_px)[0])
+
+
 @pytest.mark.parametrize("method", lbp.METHODS)
-def test_large_fields_in_bands_and_in_worker_threads(method: str) -> None:
-    field = np.random.default_rng(1).integers(0, 5, (601, 499)).astype(np.float32)
-    field[400, 3] = np.nan
-    banded = lbp.codes(field, 8, 1.0, method)
+@pytest.mark.parametrize("tile", [(1, 1), (5, 16), (64, 1024)])
+def test_tiles_threads_and_worker_threads_leave_no_trace(
+    method: str, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    field = np.random.default_rng(1).integers(0, 5, (2, 71, 43)).astype(np.float32)
+    field[0, 40, 3] = np.nan
+    monkeypatch.setattr(lbp, "TILE_PX", tile)
     with ThreadPoolExecutor(1) as pool:
         alone = pool.submit(lbp.codes, field, 8, 1.0, method).result()
-    np.testing.assert_array_equal(banded, alone)
-    expected = reference(field, 8, 1.0, method)
-    expected[399:402, 2:5] = 0
-    np.testing.assert_array_equal(banded[0], expected)
+    monkeypatch.setattr(lbp, "SHARE", 1)
+    monkeypatch.setattr(config, "NUMBA_NUM_THREADS", 3)
+    shared = lbp.codes(field, 8, 1.0, method)
+    for found, valid in (alone, shared):
+        for layer in range(2):
+            expected, gap = reference(field[layer], 8, 1.0, method), np.zeros((71, 43), np.bool_)
+            gap[39:42, 2:5] = layer == 0
+            np.testing.assert_array_equal(found[layer], np.where(gap, 0, expected))
+            gap[[0, -1]] = gap[:, [0, -1]] = True
+            np.testing.assert_array_equal(valid[layer], ~gap)
+
+
+def test_a_circle_beyond_the_field_reads_zeros() -> None:
+    field = np.random.default_rng(4).normal(size=(6, 5))
+    for radius in (5.5, 40.0, 1000.0):
+        assert_equals_scikit_image(field, 12, radius, "default")
+        assert not lbp.codes(field, 12, radius, "default")[1].any()
 
 
 def test_batch_axes_strides_and_empty_fields() -> None:
@@ -139,10 +229,12 @@ def test_32_points_do_not_overflow() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    field=hnp.arrays(
-        np.float64,
-        hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=10),
-        elements=st.sampled_from([0.0, 1.0, 2.0, 3.0]),
+    field=st.sampled_from([np.float32, np.float64]).flatmap(
+        lambda dtype: hnp.arrays(
+            dtype,
+            hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=10),
+            elements=st.sampled_from([0.0, 1.0, 2.0, 3.0]),
+        )
     ),
     holes=st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), max_size=4),
     missing=st.sampled_from([np.nan, np.inf, -np.inf]),
@@ -262,9 +354,28 @@ def test_bad_fields() -> None:
         lbp.codes(np.zeros((3, 3)), 8, -1.0, "var")
 
 
+def run_python(code: str, **environment: str) -> None:
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, env={**os.environ, **environment})
+
+
 def test_import_does_not_compile() -> None:
-    code = "from sifscale import lbp, lbp_kernels; assert not lbp_kernels.fill_rows.signatures"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    run_python("from sifscale import lbp, lbp_kernels; assert not lbp_kernels.fill_tiles.signatures")
+
+
+def test_import_where_no_folder_can_keep_compiled_code() -> None:
+    # The one place left to numba is a zip file's, which this package is not.
+    run_python("from sifscale import lbp_kernels", NUMBA_CACHE_LOCATOR_CLASSES="ZipCacheLocator")
+
+
+def test_shapes_dtypes_and_strides_share_compiled_code() -> None:
+    kernel: Any = fill_tiles
+    for field in (np.zeros((4, 4), np.float32), np.zeros((4, 4))):
+        lbp.codes(field, 8, 1.0, "default")
+    compiled = len(kernel.signatures)
+    for dtype in (*SMALL_DTYPES, np.float16, np.int64, np.uint64, np.dtype(">f4")):
+        for shape in ((3, 3), (0, 4, 4), (2, 3, 4, 5)):
+            lbp.codes(np.zeros(shape, dtype)[..., ::-1, ::2], 8, 1.5, "uniform")
+    assert len(kernel.signatures) == compiled
 
 
 def test_configuration_offers_what_the_code_can_do() -> None:

@@ -6,12 +6,12 @@ row, end row, first column, end column) holds the cells that the bounding box of
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ParamSpec, TypeAlias, TypeVar, cast
+from typing import TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
+
+from sifscale.compiled import compiled
 
 Floats: TypeAlias = NDArray[np.float64]
 Integers: TypeAlias = NDArray[np.int64]
@@ -30,38 +30,31 @@ _LINE = 1e-9
 # Prefix sums leave this much, per column and row of the window, in cells that the footprint does not meet.
 _ROUNDING = 1e-15
 
-_Args = ParamSpec("_Args")
-_Result = TypeVar("_Result")
 
 
-def _compiled(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
-    """Compile on first call; the GIL is released for threads from Python. No fastmath: results must not vary."""
-    return cast("Callable[_Args, _Result]", njit(cache=True, nogil=True, error_model="numpy")(function))
-
-
-@_compiled
+@compiled
 def _range(a: Four) -> tuple[float, float]:
     return min(a[0], a[1], a[2], a[3]), max(a[0], a[1], a[2], a[3])
 
 
-@_compiled
+@compiled
 def _four(table: Floats, i: int, first: int) -> Four:
     """Four numbers of a row as a tuple: compiled, it stays in registers, which a view of the row would not."""
     return table[i, first], table[i, first + 1], table[i, first + 2], table[i, first + 3]
 
 
-@_compiled
+@compiled
 def _turn(u: Four, v: Four, a: int, b: int, c: int) -> float:
     """Twice the signed area of a triangle of three corners."""
     return (u[b] - u[a]) * (v[c] - v[a]) - (u[c] - u[a]) * (v[b] - v[a])
 
 
-@_compiled
+@compiled
 def _opposite(a: float, b: float) -> bool:
     return a < 0 < b or b < 0 < a
 
 
-@_compiled
+@compiled
 def _in_order(u: Four, v: Four) -> tuple[Four, Four, float]:
     """The corners in an order in which their area, in cells, is not negative; and that area."""
     t0, t1, t2, t3 = _turn(u, v, 0, 1, 2), _turn(u, v, 1, 2, 3), _turn(u, v, 2, 3, 0), _turn(u, v, 3, 0, 1)
@@ -76,20 +69,20 @@ def _in_order(u: Four, v: Four) -> tuple[Four, Four, float]:
     return u, v, abs(area)
 
 
-@_compiled
+@compiled
 def _in_cells(position: Four, origin: float, step: float) -> Four:
     a, b = (position[0] - origin) / step, (position[1] - origin) / step
     c, d = (position[2] - origin) / step, (position[3] - origin) / step
     return _snapped(a), _snapped(b), _snapped(c), _snapped(d)
 
 
-@_compiled
+@compiled
 def _snapped(position: float) -> float:
     nearest: float = np.rint(position)
     return nearest if abs(position - nearest) < _SNAP_CELLS else position
 
 
-@_compiled
+@compiled
 def first_faulty(x: Floats, y: Floats, origin: Four, shape: tuple[int, int]) -> int:
     """Index of the first footprint that is not finite, or meets the grid and spans more than MAX_CELLS; or -1."""
     west, north, dx, dy = origin
@@ -107,7 +100,7 @@ def first_faulty(x: Floats, y: Floats, origin: Four, shape: tuple[int, int]) -> 
     return -1
 
 
-@_compiled
+@compiled
 def prepare(x: Floats, y: Floats, origin: Four, shape: tuple[int, int], quads: Quads) -> None:
     """Fill `quads` from corners x, y (n, 4) of footprints that are not too large; origin: west, north, dx, dy."""
     west, north, dx, dy = origin
@@ -129,7 +122,7 @@ def prepare(x: Floats, y: Floats, origin: Four, shape: tuple[int, int], quads: Q
         windows[i, 2], windows[i, 3] = int(np.floor(u_min)), int(np.floor(u_max)) + 1
 
 
-@_compiled
+@compiled
 def _add_edge(u0: float, v0: float, u1: float, v1: float, stride: int, cells: Floats) -> None:
     """Add what an edge changes from column to column in the cover of each row, walking from border to border."""
     column, row = int(u0), int(v0)
@@ -160,7 +153,7 @@ def _add_edge(u0: float, v0: float, u1: float, v1: float, stride: int, cells: Fl
     cells[k + 1] += (v - v1) * share
 
 
-@_compiled
+@compiled
 def _cover_exact(u: Four, v: Four, rows: int, columns: int, cells: Floats) -> float:
     """Overlap of a footprint with the cells of its window, by signed areas along edges, as font rasterisers do."""
     for a, b in ((0, 1), (1, 2), (2, 3), (3, 0)):
@@ -179,7 +172,7 @@ def _cover_exact(u: Four, v: Four, rows: int, columns: int, cells: Floats) -> fl
     return total
 
 
-@_compiled
+@compiled
 def _centroid(along: Four, a: float, b: float) -> float:
     """One coordinate of the centroid; a, b: areas of the triangles beside the diagonal, both 0 for a line."""
     lowest, highest = _range(along)
@@ -191,7 +184,7 @@ def _centroid(along: Four, a: float, b: float) -> float:
     return min(max(centre, lowest), highest)  # A thin one's may be rounded out of its window.
 
 
-@_compiled
+@compiled
 def _cover_centre(u: Four, v: Four, area: float, rows: int, columns: int, cells: Floats) -> None:
     """1 in the cell of the centroid; of the mean of the corners where there is no area."""
     a, b = (_turn(u, v, 0, 1, 2), _turn(u, v, 0, 2, 3)) if area > 0 else (0.0, 0.0)
@@ -200,7 +193,7 @@ def _cover_centre(u: Four, v: Four, area: float, rows: int, columns: int, cells:
         cells[row * (columns + 1) + column] = 1.0
 
 
-@_compiled
+@compiled
 def _cover_subpixel(u: Four, v: Four, points: int, rows: int, columns: int, cells: Floats) -> None:
     """1 / points**2 in the cell of each of points x points points, bilinear between the corners."""
     for i in range(points):
@@ -215,7 +208,7 @@ def _cover_subpixel(u: Four, v: Four, points: int, rows: int, columns: int, cell
     cells[: rows * (columns + 1)] /= points * points
 
 
-@_compiled
+@compiled
 def _cover(quads: Quads, i: int, method: int, points: int, cells: Floats) -> float:
     """Fill `cells`, zero before, (rows of the window, columns + 1) flattened; returns what stands for all of it."""
     corners, areas, windows = quads
@@ -234,14 +227,14 @@ def _cover(quads: Quads, i: int, method: int, points: int, cells: Floats) -> flo
     return _cover_exact(u, v, rows, columns, cells)
 
 
-@_compiled
+@compiled
 def _bands(windows: Integers, i: int, height: int, rows_px: int) -> tuple[int, int]:
     """First and end band of a footprint, the same one if it does not meet the grid."""
     row0, row1 = max(windows[i, 0], 0), min(windows[i, 1], height)
     return (row0 // rows_px, (row1 - 1) // rows_px + 1) if row0 < row1 else (0, 0)
 
 
-@_compiled
+@compiled
 def list_bands(windows: Integers, height: int, rows_px: int, starts: Integers) -> Integers:
     """Footprints that touch each band of rows, in input order; band b has those at starts[b]..starts[b + 1]."""
     for i in range(len(windows)):
@@ -259,7 +252,7 @@ def list_bands(windows: Integers, height: int, rows_px: int, starts: Integers) -
     return members
 
 
-@_compiled
+@compiled
 def add_band(
     quads: Quads, members: Integers, data: Floats, kind: tuple[int, int], band: tuple[int, int], size: int, sums: Floats
 ) -> None:
@@ -283,7 +276,7 @@ def add_band(
         cells[: (row1 - row0) * stride] = 0.0
 
 
-@_compiled
+@compiled
 def add_weights_band(
     native: Quads,
     fine: Quads,
@@ -327,7 +320,7 @@ def add_weights_band(
         pixels[: (end_y - first_y) * stride_px] = 0.0
 
 
-@_compiled
+@compiled
 def list_overlaps(quads: Quads, shape: tuple[int, int], size: int, index: Integers, areas: Floats) -> int:
     """Number of overlaps; where there is room for them, index (3, number) footprint, row, column, and areas."""
     windows, cells, found = quads[2], np.zeros(size), 0
@@ -349,7 +342,7 @@ def list_overlaps(quads: Quads, shape: tuple[int, int], size: int, index: Intege
     return found
 
 
-@_compiled
+@compiled
 def means(quads: Quads, size: int, field: Floats) -> Floats:
     """Mean (n,) of `field` over each footprint; NaN where it leaves the grid."""
     windows, cells = quads[2], np.zeros(size)

@@ -6,13 +6,18 @@ Pietikäinen (2006), doi:10.1109/TPAMI.2006.244; numerical conventions: scikit-i
 
 from __future__ import annotations
 
+import itertools
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
+from numba import config
 from numpy.typing import NDArray
 
-from sifscale.lbp_kernels import METHODS, Circle, circle_of, fill
+from sifscale.lbp_kernels import METHODS, Circle, fill_tiles
 
 ENCODINGS = ("bits", "onehot", "scaled", "raw")
 ENCODING_METHODS = {
@@ -22,36 +27,50 @@ ENCODING_METHODS = {
     "raw": ("var",),
 }
 MAX_POINTS = 32  # a code is held in a uint32
-MAX_RADIUS_PX = 10_000  # far beyond any use; keeps pixel offsets well inside int64
+MAX_RADIUS_PX = 1_000  # far beyond any use; keeps scratch memory, a tile and its halo, small
 MAX_ONEHOT_PLANES = 64
-
-def _touched(circle: Circle) -> NDArray[np.int64]:
-    """Offsets (n, 2) of the pixels that a code rests on."""
-    touched = {(0, 0)}
-    for top, bottom, left, right in circle[0].tolist():
-        touched |= {(top, left), (top, right), (bottom, left), (bottom, right)}
-    return np.array(sorted(touched))
+TILE_PX = (64, 1024)  # rows, columns at most: about 700 kB of scratch memory
+SHARE = 1 << 18  # a thread's least work, in neighbours: about 0.1 ms
 
 
-def _inside(circle: Circle, shape: tuple[int, int]) -> NDArray[np.bool_]:
-    """(y, x) True where every touched pixel lies inside the field."""
-    inside = np.zeros(shape, np.bool_)
-    touched = _touched(circle)
-    first, last = -touched.min(axis=0), np.maximum(0, shape - touched.max(axis=0))
-    inside[first[0] : last[0], first[1] : last[1]] = True
-    return inside
+@lru_cache(maxsize=16)
+def _circle(points: int, radius: float, shape: tuple[int, int], origin_px: tuple[int, int]) -> Circle:
+    """Where the neighbours of each pixel lie, for a field of `shape` (y, x) whose first pixel is at `origin_px`."""
+    # scikit-image (0.26; it held the radius as a C float in older releases) rounds offsets to 5 decimals.
+    angle = 2 * np.pi * np.arange(points, dtype=np.float64) / points
+    dy, dx = np.round(-radius * np.sin(angle), 5), np.round(radius * np.cos(angle), 5)
+    corners = np.stack([np.floor(dy), np.ceil(dy), np.floor(dx), np.ceil(dx)], axis=1).astype(np.int64)
+    # A field's size away is outside; nothing farther, so that the halo of a tile does not outgrow the field.
+    corners = corners.clip(-np.repeat(shape, 2), np.repeat(shape, 2))
+    touched = np.concatenate([np.zeros((1, 2), np.int64), *(corners[:, [y, x]] for y in (0, 1) for x in (2, 3))])
+    # The fraction is taken at the absolute position, so its last bits vary along a row: ties depend on them.
+    y = np.arange(origin_px[0], origin_px[0] + shape[0]) + dy[:, None]
+    x = np.arange(origin_px[1], origin_px[1] + shape[1]) + dx[:, None]
+    fraction_y, fraction_x = y - np.floor(y), x - np.floor(x)
+    fy, fx = dy - np.floor(dy), dx - np.floor(dx)
+    weights = np.stack([(1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx], axis=1).astype(np.float32)
+    off = max(np.abs(fraction_y - fy[:, None]).max(), np.abs(fraction_x - fx[:, None]).max())
+    reach = (touched[:, 0].min(), touched[:, 0].max(), touched[:, 1].min(), touched[:, 1].max())
+    return corners, fraction_y, fraction_x, weights, float(off), np.unique(touched, axis=0), reach
 
 
-def _broken(field: NDArray[np.float64], circle: Circle) -> NDArray[np.bool_]:
-    """(layer, y, x) True where a touched pixel is not finite."""
-    gap = ~np.isfinite(field)
-    rows, columns = field.shape[1:]
-    broken = np.zeros_like(gap)
-    for y, x in _touched(circle):
-        if abs(y) < rows and abs(x) < columns:
-            seen = gap[:, max(0, y) : rows + min(0, y), max(0, x) : columns + min(0, x)]
-            broken[:, max(0, -y) : rows - max(0, y), max(0, -x) : columns - max(0, x)] |= seen
-    return broken
+def _fill(layers: NDArray[Any], circle: Circle, method: int, out: NDArray[Any], valid: NDArray[np.bool_]) -> None:
+    """Run the kernel on shares of the tiles side by side."""
+    tiles = -(-layers.shape[1] // TILE_PX[0]), -(-layers.shape[2] // TILE_PX[1])
+    total = layers.shape[0] * tiles[0] * tiles[1]
+    fill = partial(fill_tiles, layers, circle, method, tiles, out, valid)
+    most: int = vars(config)["NUMBA_NUM_THREADS"]  # this process's cores, or what the environment says
+    threads = min(most, layers.size * len(circle[0]) // SHARE, total)
+    # Inside a worker thread (Dask's, say) the pool above already keeps the cores busy.
+    if threads <= 1 or threading.current_thread() is not threading.main_thread():
+        fill(0, total)
+        return
+    edges = [total * share // threads for share in range(threads + 1)]
+    with ThreadPoolExecutor(threads - 1) as pool:  # this thread does its share too
+        others = [pool.submit(fill, *share) for share in itertools.pairwise(edges[1:])]
+        fill(0, edges[1])
+    for other in others:
+        other.result()
 
 
 def _largest(points: int, method: str) -> int:
@@ -120,17 +139,15 @@ def codes(
     if field.ndim < 2:
         raise ValueError(f"LBP needs dimensions (..., y, x), found shape {field.shape}: add the missing ones")
     shape = field.shape
-    # One type and rank for the kernels: they compile once, whatever the caller's dtype and batch axes.
-    layers = np.ascontiguousarray(field, np.float64).reshape(math.prod(shape[:-2]), *shape[-2:])
-    circle = circle_of(points, radius, layers.shape[1:], origin_px)
+    # float32 where it holds every value, else float64, and one rank: the kernels compile for these two only,
+    # whatever the caller's dtype and batch axes.
+    exact = np.float32 if np.can_cast(field.dtype, np.float32) else np.float64
+    layers = np.ascontiguousarray(field, exact).reshape(math.prod(shape[:-2]), *shape[-2:])
     dtype = np.dtype(np.float64) if method == "var" else np.min_scalar_type(_largest(points, method))
-    out = np.empty(layers.shape, dtype)
-    valid = np.empty(layers.shape, np.bool_)
-    valid[:] = _inside(circle, layers.shape[1:])
-    if fill(layers, circle, METHODS.index(method), out):
-        broken = _broken(layers, circle)
-        out[broken] = 0
-        valid[broken] = False
+    out, valid = np.empty(layers.shape, dtype), np.empty(layers.shape, np.bool_)
+    if layers.size:
+        circle = _circle(points, float(radius), layers.shape[1:], (int(origin_px[0]), int(origin_px[1])))
+        _fill(layers, circle, METHODS.index(method), out, valid)
     return out.reshape(shape), valid.reshape(shape)
 
 

@@ -1,182 +1,342 @@
-"""LBP codes of rows of pixels, compiled: the inner loops behind `lbp.codes`."""
+"""LBP codes of stacks of fields, compiled: the inner loops behind `lbp.codes`.
+
+A field is worked on in tiles, copied with their surroundings into scratch memory that the processor's cache holds;
+there every neighbour is a constant offset away, and beyond the field lie the zeros that scikit-image reads.
+
+A neighbour between pixels is first interpolated in float32. Where it differs from the centre by less than rounding
+could explain, the strip is done again in float64, operation by operation as scikit-image does it, for then the last
+bit decides. With u = 2**-24 and M the largest magnitude in the tile, the float32 difference is off by at most
+u M each for rounding the corners, the centre, the weights and the products, 3 u M for the sums and 2 u M for the
+difference: 9 u M, for which `_ROUNDING` leaves 16. Weights are those of nominal fractions; a fraction that is off by d
+changes the value by at most 2 d M, and there are two. `_UNDERFLOW` covers results too small for float32, each off by
+less than 2**-149. Beyond `_OVERFLOW` float32 is not tried.
+
+Numba's cache on disk notices changes of this file only: what is compiled may not call compiled code of other files.
+"""
 
 from __future__ import annotations
 
-import os
-import threading
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from sifscale.compiled import compiled
+
 METHODS = ("default", "ror", "uniform", "nri_uniform", "var")
-BAND_PX = 1 << 17  # a thread's least share: about 0.5 ms of work
+STRIP_PX = 1024  # compared, or done again, in one go
+
+_ROUNDING = 2.0**-20
+_UNDERFLOW = 2.0**-120
+_OVERFLOW = 2.0**120
 
 _ROR, _UNIFORM, _NRI_UNIFORM, _VAR = range(1, len(METHODS))
 
-_Args = ParamSpec("_Args")
-_Result = TypeVar("_Result")
+Bits: TypeAlias = int | np.unsignedinteger[Any]
+Number: TypeAlias = float | np.floating[Any]
+Codes: TypeAlias = NDArray[np.uint32]
+Offsets: TypeAlias = NDArray[np.int64]
+# Plain tuples, for numba's cache on disk cannot be read once a class in a signature is renamed.
+# Corners (points, 4) top, bottom, left, right pixel relative to the centre, at most a field's size away; fractions
+# (points, y) and (points, x); weights (points, 4) of the corners nw, ne, sw, se by nominal fractions, and how far
+# fractions are off those at most; touched (n, 2) pixels that a code rests on, and their top, bottom, left, right end.
+Reach: TypeAlias = tuple[int, int, int, int]
+Fractions: TypeAlias = NDArray[np.float64]
+Circle: TypeAlias = tuple[Offsets, Fractions, Fractions, NDArray[np.float32], float, Offsets, Reach]
+# Place of the first pixel in the scratch memory, first row and number of rows, first column and number of columns,
+# places from one row to the next.
+Strip: TypeAlias = tuple[int, int, int, int, int, int]
 
 
-def _compiled(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
-    """Compile on first call. No fastmath: FMA or reordering would flip codes at ties.
-
-    GIL released and threads from Python instead of `parallel=True`: numba's pool dies in forked workers
-    (OpenMP) or under Dask's threads (workqueue).
-    """
-    return cast("Callable[_Args, _Result]", njit(cache=True, nogil=True, error_model="numpy")(function))
+# FMA, for results that are checked against a bound of their error.
+_fused = partial(compiled, fastmath={"contract"})
 
 
-# A plain tuple, for numba's cache on disk cannot be read once a class in a signature is renamed:
-# (points, 4) top, bottom, left, right pixel relative to the centre; (points, y) and (points, x) fractions.
-Circle: TypeAlias = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]
+@compiled
+def _part(values: NDArray[Any], start: int, size: int) -> NDArray[Any]:
+    """So many values from a start."""
+    return values[start : start + size]
 
 
-def circle_of(points: int, radius: float, shape: tuple[int, int], origin_px: tuple[int, int]) -> Circle:
-    """Where the neighbours of each pixel lie, for a field of `shape` (y, x) whose first pixel is at `origin_px`."""
-    # scikit-image (0.26; it held the radius as a C float in older releases) rounds offsets to 5 decimals.
-    angle = 2 * np.pi * np.arange(points, dtype=np.float64) / points
-    dy, dx = np.round(-radius * np.sin(angle), 5), np.round(radius * np.cos(angle), 5)
-    corners = np.stack([np.floor(dy), np.ceil(dy), np.floor(dx), np.ceil(dx)], axis=1).astype(np.int64)
-    # The fraction is taken at the absolute position, so its last bits vary along a row: ties depend on them.
-    y = np.arange(origin_px[0], origin_px[0] + shape[0]) + dy[:, None]
-    x = np.arange(origin_px[1], origin_px[1] + shape[1]) + dx[:, None]
-    return corners, y - np.floor(y), x - np.floor(x)
+@compiled
+def _copy(source: NDArray[Any], target: NDArray[Any]) -> None:
+    """Copy (n,); `target[:] = source` takes ten times as long when compiled."""
+    for i in range(source.size):
+        x = np.uintp(i)  # unsigned, here and below: no wrap-around, so the loop vectorises
+        target[x] = source[x]
 
 
-@_compiled
-def _corner(field: NDArray[np.float64], layer: int, y: int, x: int) -> float:
-    value: float = 0.0
-    if 0 <= y < field.shape[1] and 0 <= x < field.shape[2]:
-        value = field[layer, y, x]
-    return value
+@compiled
+def _load(
+    field: NDArray[Any],
+    corner: tuple[int, int, int],
+    stride: int,
+    exact: NDArray[Any],
+    rough: NDArray[np.float32],
+    gap: NDArray[np.uint8],
+) -> tuple[Number, bool]:
+    """Copy a tile, as it is, in float32, and where it is not finite; return the largest magnitude, and any gaps."""
+    layer, top, left = corner
+    exact[:] = 0
+    first, last = max(0, -left), min(stride, field.shape[2] - left)
+    for row in range(max(0, -top), min(exact.size // stride, field.shape[1] - top)):
+        source = field[layer, top + row, left + first : left + last]
+        _copy(source, exact[row * stride + first : row * stride + last])
+    for i in range(exact.size):
+        x = np.uintp(i)
+        rough[x] = np.float32(exact[x])
+        gap[x] = not abs(exact[x]) < np.inf
+    bits, largest, gaps = rough.view(np.uint32), np.uint32(0), np.uint8(0)
+    for i in range(bits.size):  # Magnitudes of floats are in the order of their bits, and integers vectorise.
+        x = np.uintp(i)
+        gaps = np.uint8(gaps | gap[x])
+        magnitude = np.uint32(bits[x] & np.uint32(0x7FFFFFFF)) if gap[x] == 0 else np.uint32(0)
+        largest = np.uint32(max(largest, magnitude))
+    return np.array([largest], np.uint32).view(np.float32)[0], bool(gaps != 0)
 
 
-@_compiled
-def _blend(above: tuple[float, float], below: tuple[float, float], fy: float, fx: float) -> float:
-    upper = (1 - fx) * above[0] + fx * above[1]
-    lower = (1 - fx) * below[0] + fx * below[1]
-    return (1 - fy) * upper + fy * lower
-
-
-@_compiled
-def _add(value: float, centre: float, bit: int, x: int | np.uintp, sums: NDArray[Any]) -> None:
-    if sums.ndim == 2:  # Known when numba compiles, so no branch is left inside the loops.
-        sums[0, x] += value
-        sums[1, x] += value * value
+@compiled
+def _add(value: Number, centre: Number, bit: Bits, x: Bits, sums: tuple[NDArray[Any], ...]) -> None:
+    """Set or clear a bit of codes (n,), or add to two moments (n,), at x."""
+    if len(sums) == 2:  # Known when numba compiles, so no branch is left inside the loops.
+        sums[0][x] += value
+        sums[1][x] += value * value
     else:
-        sums[x] += bit if value - centre >= 0 else 0
+        sums[0][x] = (sums[0][x] & ~bit) | (bit if value >= centre else np.uint32(0))
 
 
-@_compiled
-def _add_neighbour(
-    field: NDArray[np.float64], layer: int, row: int, point: int, circle: Circle, sums: NDArray[Any]
+@compiled
+def _add_pixels(
+    exact: NDArray[Any], start: int, size: int, offset: int, bit: Bits, sums: tuple[NDArray[Any], ...]
 ) -> None:
-    """Add one neighbour of all pixels of a row to their codes (x,) or moments (2, x); zeros lie outside."""
-    rows, columns = field.shape[1:]
-    corners, fraction_y, fraction_x = circle
-    top, bottom = row + corners[point, 0], row + corners[point, 1]
-    left, right = corners[point, 2], corners[point, 3]
-    fy, bit = fraction_y[point, row], 1 << point
-    first = min(max(0, -left), columns)
-    last = max(first, min(columns, columns - right))
-    if top < 0 or bottom >= rows:
-        last = first
-    elif top == bottom and left == right:  # On a pixel: its value as it is.
-        for x in range(first, last):
-            here, there = np.uintp(x), np.uintp(x + left)  # unsigned: no wrap-around, so the loop vectorises
-            _add(field[layer, top, there], field[layer, row, here], bit, here, sums)
-    else:
-        for x in range(first, last):
-            here, west, east = np.uintp(x), np.uintp(x + left), np.uintp(x + right)
-            above = field[layer, top, west], field[layer, top, east]
-            below = field[layer, bottom, west], field[layer, bottom, east]
-            value = _blend(above, below, fy, fraction_x[point, here])
-            _add(value, field[layer, row, here], bit, here, sums)
-    for start, stop in ((0, first), (last, columns)):
-        for x in range(start, stop):
-            above = _corner(field, layer, top, x + left), _corner(field, layer, top, x + right)
-            below = _corner(field, layer, bottom, x + left), _corner(field, layer, bottom, x + right)
-            _add(_blend(above, below, fy, fraction_x[point, x]), field[layer, row, x], bit, x, sums)
+    """Add a neighbour that lies on a pixel to codes or moments (size,)."""
+    centre, there = _part(exact, start, size), _part(exact, start + offset, size)
+    for i in range(size):
+        x = np.uintp(i)
+        _add(np.float64(there[x]), np.float64(centre[x]), bit, x, sums)
 
 
-@_compiled
-def _count_ones(code: int) -> int:
-    """Set bits of a 32-bit number by pairwise sums: no branch, no table, so that loops over it vectorise."""
-    code -= (code >> 1) & 0x55555555
-    code = (code & 0x33333333) + ((code >> 2) & 0x33333333)
-    code = (code + (code >> 4)) & 0x0F0F0F0F
-    return ((code * 0x01010101) >> 24) & 0xFF
+@compiled
+def _add_between(
+    exact: NDArray[Any], strip: Strip, offsets: Offsets, circle: Circle, point: int, sums: tuple[NDArray[Any], ...]
+) -> None:
+    """Add a neighbour between pixels to codes or moments of a strip, in float64."""
+    begin, top, rows, left, width, stride = strip
+    bit = np.uint32(1 << point)
+    for row in range(rows):
+        fy, fraction_x = circle[1][point, top + row], circle[2][point, left : left + width]
+        start = begin + row * stride
+        centre = _part(exact, start, width)
+        nw, ne = _part(exact, start + offsets[0], width), _part(exact, start + offsets[1], width)
+        sw, se = _part(exact, start + offsets[2], width), _part(exact, start + offsets[3], width)
+        for i in range(width):
+            x, here = np.uintp(i), np.uintp(row * stride + i)
+            fx = fraction_x[x]
+            upper = (1 - fx) * np.float64(nw[x]) + fx * np.float64(ne[x])
+            lower = (1 - fx) * np.float64(sw[x]) + fx * np.float64(se[x])
+            _add((1 - fy) * upper + fy * lower, np.float64(centre[x]), bit, here, sums)
 
 
-@_compiled
-def _classify(code: NDArray[np.uint32], points: int, method: int) -> None:
-    """Turn the `default` codes of a row into the classes of `method`, in place."""
+@_fused
+def _add_roughly(
+    rough: NDArray[np.float32],
+    centre: NDArray[np.float32],
+    start: int,
+    offsets: Offsets,
+    weights: NDArray[np.float32],
+    tolerance: Number,
+    bit: Bits,
+    code: Codes,
+) -> bool:
+    """Add a neighbour to codes (size,) with centres (size,) by float32; True where one of them is in doubt."""
+    nw, ne = _part(rough, start + offsets[0], centre.size), _part(rough, start + offsets[1], centre.size)
+    sw, se = _part(rough, start + offsets[2], centre.size), _part(rough, start + offsets[3], centre.size)
+    a, b, c, d = weights[0], weights[1], weights[2], weights[3]
+    doubt = np.uint32(0)
+    for i in range(centre.size):
+        x = np.uintp(i)
+        gain = a * nw[x] + b * ne[x] + c * sw[x] + d * se[x] - centre[x]
+        code[x] |= bit if gain >= 0 else np.uint32(0)
+        doubt = np.uint32(doubt | (np.uint32(1) if abs(gain) <= tolerance else np.uint32(0)))
+    return bool(doubt != 0)
+
+
+@compiled
+def _codes(
+    scratch: tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]],
+    strip: Strip,
+    circle: Circle,
+    offsets: Offsets,
+    largest: Number,
+    code: Codes,
+) -> None:
+    """Write the `default` codes of a strip into code (n,)."""
+    exact, rough, centre = scratch
+    begin, _, rows, _, width, stride = strip
+    size = (rows - 1) * stride + width
+    tolerance = np.float32((_ROUNDING + 4 * circle[4]) * largest + _UNDERFLOW)
+    code[:] = 0
+    centre[:] = np.nan  # between the rows of a strip lie their surroundings, where nothing is in doubt
+    for row in range(rows):
+        _copy(_part(rough, begin + row * stride, width), _part(centre, row * stride, width))
+    for point in range(offsets.shape[0]):
+        bit = np.uint32(1 << point)
+        if offsets[point, 0] == offsets[point, 3]:
+            _add_pixels(exact, begin, size, offsets[point, 0], bit, (code,))
+        elif largest > _OVERFLOW or _add_roughly(
+            rough, centre[:size], begin, offsets[point], circle[3][point], tolerance, bit, code
+        ):
+            _add_between(exact, strip, offsets[point], circle, point, (code,))
+
+
+@compiled
+def _variances(
+    exact: NDArray[Any],
+    strip: Strip,
+    circle: Circle,
+    offsets: Offsets,
+    moments: tuple[NDArray[np.float64], NDArray[np.float64]],
+) -> None:
+    """Write the variances of a strip over the first of its moments (n,), NaN for 0."""
+    begin, _, rows, _, width, stride = strip
+    points, size = offsets.shape[0], (rows - 1) * stride + width
+    moments[0][:] = 0
+    moments[1][:] = 0
+    for point in range(points):
+        if offsets[point, 0] == offsets[point, 3]:
+            _add_pixels(exact, begin, size, offsets[point, 0], 0, moments)
+        else:
+            _add_between(exact, strip, offsets[point], circle, point, moments)
+    for x in range(size):
+        variance = (moments[1][x] - moments[0][x] * moments[0][x] / points) / points
+        moments[0][x] = variance if variance != 0 else np.nan
+
+
+@compiled
+def _count_ones(bits: Bits) -> Bits:
+    """Set bits of a uint32 by pairwise sums: no branch, no table, so that loops over it vectorise.
+
+    Numba widens every result to 64 bits; brought back to 32, twice as many fit a register.
+    """
+    pairs = np.uint32(bits - ((bits >> np.uint32(1)) & np.uint32(0x55555555)))
+    fours = np.uint32((pairs & np.uint32(0x33333333)) + ((pairs >> np.uint32(2)) & np.uint32(0x33333333)))
+    eights = np.uint32((fours + (fours >> np.uint32(4))) & np.uint32(0x0F0F0F0F))
+    return np.uint32(np.uint32(eights * np.uint32(0x01010101)) >> np.uint32(24))
+
+
+@compiled
+def _turned(code: Bits, points: int) -> Bits:
+    """A code a bit to the right, its last bit in front."""
+    return np.uint32((code >> np.uint32(1)) | ((code & np.uint32(1)) << np.uint32(points - 1)))
+
+
+@compiled
+def _classify(code: Codes, points: int, method: int) -> None:
+    """Turn `default` codes (n,) into the classes of `method`, in place."""
     if method == _ROR:
         turned = code.copy()
-        for _ in range(points - 1):
+        for _ in range(0, points - 1, 4):  # four turns in a pass save memory traffic; some too many do no harm
             for x in range(code.size):
-                turned[x] = (turned[x] >> 1) | ((turned[x] & 1) << (points - 1))
-                code[x] = min(code[x], turned[x])
+                once = _turned(turned[x], points)
+                twice = _turned(once, points)
+                thrice = _turned(twice, points)
+                turned[x] = _turned(thrice, points)
+                code[x] = min(min(code[x], once), min(twice, thrice), turned[x])
     elif method == _UNIFORM or method == _NRI_UNIFORM:
         for x in range(code.size):
-            bits = code[x]
-            ones = _count_ones(bits)
-            changes = _count_ones(bits ^ ((bits >> 1) | ((bits & 1) << (points - 1))))
+            bits, turned_bits = code[x], _turned(code[x], points)
+            ones, uniform = _count_ones(bits), _count_ones(bits ^ turned_bits) <= 2
             if method == _UNIFORM:
-                code[x] = ones if changes <= 2 else points + 1
-            elif changes > 2:
-                code[x] = points * (points - 1) + 2
-            elif ones == 0 or ones == points:
-                code[x] = 0 if ones == 0 else points * (points - 1) + 1
-            else:  # Right turns since the run of ones ended at the last point.
-                run = _count_ones(bits ^ (bits + 1)) - 1 if bits & 1 else _count_ones((bits & -bits) - 1)
-                turns = ones - run if bits & 1 else points - run
-                code[x] = 1 + (ones - 1) * points + turns
+                code[x] = ones if uniform else points + 1
+            else:  # By number of ones, then by right turns since the run of ones began at the first point.
+                before = _count_ones(np.uint32((turned_bits & ~bits) - 1))  # point of the zero before the run
+                turns = np.uint32(points - 1 - before) if 0 < ones < points else np.uint32(0)
+                rank = np.uint32((ones - 1) * points + 1 + turns) if ones > 0 else np.uint32(0)
+                code[x] = rank if uniform else points * (points - 1) + 2
 
 
-@_compiled
-def fill_rows(
-    field: NDArray[np.float64], circle: Circle, method: int, out: NDArray[Any], start: int, stop: int
-) -> int:
-    """Write the codes of rows start to stop of all layers; return how many of their pixels are not finite."""
-    layers, _, columns = field.shape
-    points = circle[0].shape[0]
-    code, moments = np.empty(columns, np.uint32), np.empty((2, columns))
-    gaps = 0
-    for layer in range(layers):
-        for row in range(start, stop):
+@compiled
+def _spread(gap: NDArray[np.uint8], places: Offsets, start: int, size: int, broken: NDArray[np.uint8]) -> None:
+    """Mark in broken, on size pixels from start, where one of the places (n,) around a pixel is a gap."""
+    target = _part(broken, start, size)
+    for place in places:
+        reach = _part(gap, start + place, size)
+        for i in range(size):
+            x = np.uintp(i)
+            target[x] |= reach[x]
+
+
+@compiled
+def _write(
+    values: NDArray[Any],
+    broken: NDArray[np.uint8],
+    strip: Strip,
+    reach: Reach,
+    out: NDArray[Any],
+    valid: NDArray[np.bool_],
+) -> None:
+    """Write a strip of values (n,) into out (y, x), 0 where broken, and into valid (y, x) where they rest on pixels."""
+    begin, top, rows, left, width, stride = strip
+    first, last = max(0, -left - reach[2]), min(width, out.shape[1] - left - reach[3])
+    for row in range(rows):
+        y = top + row
+        lost, value = _part(broken, begin + row * stride, width), _part(values, row * stride, width)
+        made, real = out[y, left : left + width], valid[y, left : left + width]
+        for i in range(width):
+            x = np.uintp(i)
+            made[x] = 0 if lost[x] != 0 else value[x]
+            real[x] = False
+        for i in range(first, last if 0 <= y + reach[0] and y + reach[1] < out.shape[0] else first):
+            x = np.uintp(i)
+            real[x] = lost[x] == 0
+
+
+@compiled
+def fill_tiles(
+    field: NDArray[Any],
+    circle: Circle,
+    method: int,
+    tiles: tuple[int, int],
+    out: NDArray[Any],
+    valid: NDArray[np.bool_],
+    start: int,
+    stop: int,
+) -> None:
+    """Write codes and mask of tiles start to stop, counted along x, y, layer.
+
+    field, out, valid: (layer, y, x), not empty; tiles: of a layer, along y and x.
+    """
+    points, touched, reach = len(circle[0]), circle[5], circle[6]
+    halo_y, halo_x = max(-reach[0], reach[1]), max(-reach[2], reach[3])
+    high, wide = -(-field.shape[1] // tiles[0]), -(-field.shape[2] // tiles[1])
+    stride, lines = wide + 2 * halo_x, max(1, STRIP_PX // (wide + 2 * halo_x))
+    exact = np.empty((high + 2 * halo_y) * stride, field.dtype)
+    rough = np.empty(exact.size, np.float32)
+    gap, broken = np.empty(exact.size, np.uint8), np.empty(exact.size, np.uint8)
+    code, centre = np.empty(lines * stride, np.uint32), np.empty(lines * stride, np.float32)
+    moments = np.empty(lines * stride), np.empty(lines * stride)
+    places = touched[:, 0] * stride + touched[:, 1]
+    offsets = np.empty((points, 4), np.int64)
+    for point in range(points):
+        top, bottom, left, right = circle[0][point]
+        offsets[point, 0], offsets[point, 1] = top * stride + left, top * stride + right
+        offsets[point, 2], offsets[point, 3] = bottom * stride + left, bottom * stride + right
+    for tile in range(start, stop):
+        layer, index = tile // (tiles[0] * tiles[1]), tile % (tiles[0] * tiles[1])
+        top, left = index // tiles[1] * high, index % tiles[1] * wide
+        end, width = min(top + high, field.shape[1]), min(wide, field.shape[2] - left)
+        corner = halo_y * stride + halo_x
+        largest, gaps = _load(field, (layer, top - halo_y, left - halo_x), stride, exact, rough, gap)
+        broken[:] = 0
+        if gaps:
+            _spread(gap, places, corner, (end - top - 1) * stride + width, broken)
+        for first in range(top, end, lines):
+            strip = corner + (first - top) * stride, first, min(lines, end - first), left, width, stride
             if method == _VAR:
-                moments[:] = 0
-                for point in range(points):
-                    _add_neighbour(field, layer, row, point, circle, moments)
-                for x in range(columns):
-                    variance = (moments[1, x] - moments[0, x] * moments[0, x] / points) / points
-                    out[layer, row, x] = variance if variance != 0 else np.nan
+                _variances(exact, strip, circle, offsets, moments)
+                _write(moments[0], broken, strip, reach, out[layer], valid[layer])
             else:
-                code[:] = 0
-                for point in range(points):
-                    _add_neighbour(field, layer, row, point, circle, code)
+                _codes((exact, rough, centre), strip, circle, offsets, largest, code)
                 _classify(code, points, method)
-                for x in range(columns):
-                    out[layer, row, x] = code[x]
-            for x in range(columns):
-                gaps += 0 if np.isfinite(field[layer, row, x]) else 1
-    return gaps
-
-
-def fill(field: NDArray[np.float64], circle: Circle, method: int, out: NDArray[Any]) -> int:
-    """Run the kernel on bands of rows side by side; return how many pixels are not finite."""
-    rows = field.shape[1]
-    bands = min(os.cpu_count() or 1, field.size // BAND_PX, rows)
-    # Inside a worker thread (Dask's, say) the pool above already keeps the cores busy.
-    if bands <= 1 or threading.current_thread() is not threading.main_thread():
-        return fill_rows(field, circle, method, out, 0, rows)
-    edges = [rows * band // bands for band in range(bands + 1)]
-    with ThreadPoolExecutor(bands) as pool:
-        kernel = partial(fill_rows, field, circle, method, out)
-        return sum(pool.map(kernel, edges[:-1], edges[1:]))
+                _write(code, broken, strip, reach, out[layer], valid[layer])

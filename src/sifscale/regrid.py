@@ -6,16 +6,15 @@ in its pixels, from the outer north-western corner: the centre of the first pixe
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ParamSpec, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 from pyproj import CRS, Transformer
 from pyproj.exceptions import CRSError
 from scipy import sparse
 
+from sifscale.compiled import compiled
 from sifscale.footprints import overlap_areas
 from sifscale.grid import Grid
 
@@ -31,8 +30,6 @@ _STRIP_PX = 1 << 18
 # A window is found from at least and at most this many steps along each axis of the target.
 _WINDOW_STEPS = (256, 512)
 
-_Args = ParamSpec("_Args")
-_Result = TypeVar("_Result")
 
 
 class Resampler:
@@ -277,12 +274,7 @@ def _gather(layers: NDArray[Any], pixel: NDArray[np.intp], missing: float) -> ND
     return out
 
 
-def _compiled(function: Callable[_Args, _Result]) -> Callable[_Args, _Result]:
-    """Compile on first call; the GIL is released for threads from Python. No fastmath: it would break NaN."""
-    return cast("Callable[_Args, _Result]", njit(cache=True, nogil=True, error_model="numpy")(function))
-
-
-@_compiled
+@compiled
 def _weighted_means(pixels: NDArray[Any], weights: _Weights, least: float, means: NDArray[Any]) -> None:
     """Fill means (layers, cells) from pixels (pixels, layers); NaN where the valid weight is below `least` > 0."""
     start, index, weight = weights
