@@ -11,18 +11,28 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import ndimage, stats
 
 from sifscale import testing
 from sifscale.block_sums import BlockMap, BlockTally, block_map
-from sifscale.bootstrap import averaged, difference_of_seeds, from_json, intervals, paired_difference, to_json
+from sifscale.bootstrap import (
+    averaged,
+    difference_of_seeds,
+    from_json,
+    intervals,
+    paired_difference,
+    paired_structure,
+    structure_of_seeds,
+    to_json,
+)
 from sifscale.crops import CropPlan
 from sifscale.datamodule import CropDataModule
 from sifscale.metrics import SUMS, Sums, scores
 from sifscale.splits import TEST
+from sifscale.structure import Blocks, Structure
 from sifscale.tracking import RunLog
 from sifscale.training import make_task, prepare_features, prepare_plans
 from sifscale.windows import open_or_build
@@ -264,3 +274,152 @@ def test_p_goes_on_where_few_draws_reach_zero() -> None:
     pairs = list(zip(target, noise, strict=True))
     worst, better, best = ({f"b{i}": sums_of(y + s * e, y) for i, (y, e) in enumerate(pairs)} for s in (1.0, 0.7, 0.5))
     assert 0 < paired_difference(worst, best).p <= paired_difference(worst, better).p < 1e-4
+
+
+TILE_PX = 8
+
+
+def structure_of(prediction: Values, target: Values) -> Structure:
+    """Of samples (sample, 8, 8), a tile each."""
+    whole = np.ones(target.shape, dtype=bool)
+    return Structure.of(prediction, target, whole, whole, tile_px=TILE_PX, data_range=4.0)
+
+
+def tiles(prediction: Values, target: Values) -> dict[str, Structure]:
+    """A block a sample."""
+    return {f"p:{i}": structure_of(prediction[i : i + 1], target[i : i + 1]) for i in range(len(target))}
+
+
+def maps(seed: int, blocks: int = 7) -> tuple[Values, Values, Values]:
+    """Target and two predictions (blocks, 8, 8) of which b has larger errors; blocks differ in what can be known."""
+    rng = np.random.default_rng(seed)
+    target, noise_a, noise_b = rng.normal(size=(3, blocks, TILE_PX, TILE_PX))
+    target = target + 2 * ndimage.gaussian_filter(target, (0, 2, 2), mode="wrap")
+    scale = rng.uniform(0.3, 0.7, (blocks, 1, 1))
+    return target, target + scale * noise_a, target + 1.2 * scale * noise_b
+
+
+def test_brute_force_on_drawn_maps_agrees() -> None:
+    target, a, b = maps(0)
+    parts_a, parts_b = tiles(a, target), tiles(b, target)
+    zero, rng, drawn = Structure.zero(TILE_PX, 4.0), np.random.default_rng(3), []
+    for case in range(1500):
+        at = rng.integers(0, 7, 7)
+        two = [sum((parts[f"p:{i}"] for i in at), start=zero).finish() for parts in (parts_a, parts_b)]
+        if case < 20:  # the sums are those of the maps themselves
+            of_maps = [structure_of(p[at], target[at]).finish() for p in (a, b)]
+            assert two[0] == pytest.approx(of_maps[0], nan_ok=True) and two[1] == pytest.approx(of_maps[1], nan_ok=True)
+        drawn.append(two)
+    tail = stats.norm.cdf(stats.t.ppf(0.025, 6) * math.sqrt(7 / 6))
+    whole = [structure_of(p, target).finish() for p in (a, b)]
+    for score in ("spectral_error", "effective_resolution_px", "spectrum_ratio"):
+        found = paired_structure(parts_a, parts_b, score, number=4000)
+        assert found.difference == pytest.approx(whole[0][score] - whole[1][score], rel=1e-9) and found.blocks == 7
+        # where not even the longest wave is resolved, that stands for the resolution
+        less = [np.nan_to_num(x[score], nan=TILE_PX) - np.nan_to_num(y[score], nan=TILE_PX) for x, y in drawn]
+        low, high = np.quantile(less, [tail, 1 - tail])
+        assert (found.low, found.high) == pytest.approx((low, high), abs=0.12 * (high - low))
+
+
+def in_squares(prediction: Values, target: Values, edge: int = 24) -> dict[str, Structure]:
+    """By squares of the map, tiles of 16 px; both (sample, y, x)."""
+    y, x = np.indices(target.shape[1:]) // edge
+    number = y * (int(x.max()) + 1) + x
+    whole = np.ones(target.shape, dtype=bool)
+    names = [f"p:{i}" for i in range(int(number.max()) + 1)]
+    block = np.broadcast_to(number, target.shape)
+    return Structure.by_block(prediction, target, whole, whole, block, names, tile_px=16, data_range=4.0)
+
+
+def test_a_smoothed_prediction_is_worse_beyond_doubt() -> None:
+    rng = np.random.default_rng(1)
+    target = rng.normal(size=(2, 96, 96)) + 8 * ndimage.gaussian_filter(rng.normal(size=(2, 96, 96)), (0, 4, 4))
+    sharp = target + rng.normal(scale=0.5, size=target.shape)
+    smooth = ndimage.gaussian_filter(sharp, (0, 1.5, 1.5))
+    parts = [in_squares(part, target) for part in (smooth, sharp)]
+    for score in ("spectral_error", "effective_resolution_px"):
+        found = paired_structure(parts[0], parts[1], score)
+        assert 0 < found.low < found.difference < found.high and found.p < 0.01 and found.blocks == 16
+    ratio = paired_structure(parts[0], parts[1], "spectrum_ratio")
+    assert ratio.high < 0, "it has less fine texture"
+
+
+@given(seed=st.integers(0, 1000), score=st.sampled_from(["spectral_error", "effective_resolution_px"]))
+@settings(max_examples=20)
+def test_equal_maps_do_not_differ_and_exchanged_ones_change_sign(seed: int, score: str) -> None:
+    target, a, b = maps(seed, 4)
+    parts_a, parts_b = tiles(a, target), tiles(b, target)
+    same = paired_structure(parts_a, dict(reversed(parts_a.items())), score, number=50)
+    there, back = (paired_structure(*pair, score, number=50) for pair in ((parts_a, parts_b), (parts_b, parts_a)))
+    assert (same.difference, same.low, same.high, same.p) == (0, 0, 0, 1)
+    assert (back.difference, back.low, back.high) == pytest.approx((-there.difference, -there.high, -there.low))
+
+
+def test_a_map_that_resolves_nothing_counts_as_resolving_the_longest_wave() -> None:
+    target, a, b = maps(2)
+    nothing = tiles(0 * target, target)
+    resolved = structure_of(a, target).finish()["effective_resolution_px"]
+    assert resolved < TILE_PX and math.isnan(structure_of(0 * target, target).finish()["effective_resolution_px"])
+    found = paired_structure(nothing, tiles(a, target), "effective_resolution_px", number=200)
+    assert found.difference == pytest.approx(TILE_PX - resolved) and found.low >= 0
+    neither = paired_structure(nothing, nothing, "effective_resolution_px")
+    assert all(map(math.isnan, (neither.difference, neither.low, neither.high, neither.p))) and neither.blocks == 7
+    assert paired_structure(nothing, nothing, "spectral_error").p == 1
+
+
+def test_without_tiles_or_with_one_or_of_a_constant_target_there_is_no_interval() -> None:
+    target, a, b = maps(3)
+    too_small = tiles(a[:, :, :4], target[:, :, :4])
+    none = paired_structure(too_small, too_small, "spectral_error")
+    assert math.isnan(none.difference) and none.blocks == 0
+    one = paired_structure(tiles(a[:1], target[:1]), tiles(b[:1], target[:1]), "spectral_error")
+    assert one.difference < 0 and one.blocks == 1 and math.isnan(one.low) and math.isnan(one.p)
+    also_without = tiles(a[:2], target[:2]) | {"q": too_small["p:0"]}
+    assert paired_structure(also_without, also_without, "spectral_error").blocks == 2
+    flat = paired_structure(tiles(a, 0 * target), tiles(b, 0 * target), "spectral_error")
+    assert math.isnan(flat.difference) and math.isnan(flat.p)
+
+
+def test_structures_that_cannot_be_compared_are_refused_in_one_line() -> None:
+    target, a, b = maps(4)
+    ours, fewer = tiles(a, target), tiles(b[:6], target[:6])
+    others: list[tuple[Blocks, str]] = [
+        (fewer, "found 7 and 6, 6 in common"),
+        ({}, "found 7 and 0, 0 in common"),
+        (tiles(b, 1.1 * target), "tiles of the same target"),
+        ({name: part + part for name, part in ours.items()}, "tiles of the same target"),
+    ]
+    for other, part in others:
+        with pytest.raises(ValueError, match=part) as refused:
+            paired_structure(ours, other, "spectral_error")
+        assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="found 'ssim', 2000"):
+        paired_structure(ours, ours, "ssim")
+    with pytest.raises(ValueError, match="found 'spectral_error', 0"):
+        paired_structure(ours, ours, "spectral_error", number=0)
+
+
+def test_the_power_of_several_seeds_is_averaged_and_their_spread_widens_the_interval() -> None:
+    target, a, b = maps(5, 12)
+
+    def arm(prediction: Values, *scales: float) -> dict[str, dict[str, Structure]]:
+        return {str(seed): tiles(target + s * (prediction - target), target) for seed, s in enumerate(scales)}
+
+    two, one = arm(a, 0.8, 1.2), arm(b, 1.0)
+    found = structure_of_seeds(two, one, "spectral_error")
+    error = structure_of(a, target).finish()["spectral_error"]
+    other = structure_of(b, target).finish()["spectral_error"]
+    assert found.difference == pytest.approx(error * (0.8**2 + 1.2**2) / 2 - other)
+    scaled = tiles(target + math.sqrt((0.8**2 + 1.2**2) / 2) * (a - target), target)
+    plain = paired_structure(scaled, one["0"], "spectral_error")
+    reach = stats.t.ppf(0.975, 1) * np.std([0.8**2 * error, 1.2**2 * error], ddof=1) / math.sqrt(2)
+    assert found.difference - found.low == pytest.approx(np.hypot(plain.difference - plain.low, reach))
+    assert found.p > plain.p
+    assert structure_of_seeds({"0": two["0"]}, one, "spectral_error") == paired_structure(
+        two["0"], one["0"], "spectral_error"
+    )
+    elsewhere = {"1": {f"q{name}": part for name, part in two["1"].items()}}
+    both = structure_of_seeds({"0": two["0"]} | elsewhere, one | elsewhere, "spectral_error")
+    assert both.blocks == 24
+    with pytest.raises(ValueError, match="same blocks"):
+        structure_of_seeds({"0": two["0"]}, {"7": elsewhere["1"]}, "spectral_error")

@@ -18,6 +18,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sifscale import run_figures
 from sifscale.config import RunConfig
 from sifscale.metrics import SUMS
+from sifscale.structure import from_json, pooled
 from sifscale.tracking import flat
 from sifscale.training import Outcome, prepare_features, train_once
 from sifscale.uncertainty import Spread
@@ -169,13 +170,19 @@ def test_groups_structure_and_truth_are_pooled_too(workplace: Workplace, bicubic
             parts = [read(fold / "errors_by.json")[kind].get(group) for fold in folds]
             for key in ("n", "yp"):
                 assert of_group["ridge"][key] == pytest.approx(sum(part["ridge"][key] for part in parts if part))
-    structure = read(bicubic / "structure.json")["model"]
-    parts = [read(fold / "structure.json")["model"] for fold in folds]
-    assert structure["scored_px"] == n == sum(part["scored_px"] for part in parts)
-    assert structure["squared_error"] == pytest.approx(sum(part["squared_error"] for part in parts))
+    structure = read(bicubic / "structure.json")
+    parts = [read(fold / "structure.json") for fold in folds]
+    for view, count in (("test", n), ("truth", 16 * n)):
+        blocks = [from_json(part, view, "model") for part in parts]
+        assert sum(map(len, blocks)) == 16, "each block is in one fold"
+        found, whole = from_json(structure, view, "model"), {name: one for part in blocks for name, one in part.items()}
+        assert {name: one.to_dict() for name, one in found.items()} == {n: one.to_dict() for n, one in whole.items()}
+        assert pooled(found).scored_px == count
+        logged = {f"{view}/{name}": score for name, score in pooled(found).finish().items() if np.isfinite(score)}
+        assert logged.items() <= scores(bicubic).items() and f"{view}/ssim" in logged
     truth = read(bicubic / "truth_block_sums.json")["blocks"]["ridge"]
     assert sum(numbers[0] for numbers in truth.values()) == 16 * n, "1 km pixels of 4 km cells"
-    assert {"truth/rmse", "truth/ridge_rmse", "test/ridge_rmse", "test/ssim"} <= set(scores(bicubic))
+    assert {"truth/rmse", "truth/ridge_rmse", "test/ridge_rmse"} <= set(scores(bicubic))
 
 
 def test_error_bars_are_pooled_too(bicubic: Path) -> None:
@@ -206,7 +213,7 @@ def test_pictures_and_files_of_the_pool_are_kept(workplace: Workplace, bicubic: 
         for file in found.client.list_artifacts(found.parent.info.run_id, place)
     }
     assert {"config.yaml", "metrics.json", "test_sums.json", "test_block_sums.json", "errors_by.json"} <= files
-    drawn = ("maps", "predicted_against_actual", "errors_by", "uncertainty")
+    drawn = ("maps", "predicted_against_actual", "errors_by", "truth_spectra", "uncertainty")
     pictures = {f"figures/{name}.png" for name in drawn}
     assert pictures <= files and all((bicubic / picture).stat().st_size > 5000 for picture in pictures)
 

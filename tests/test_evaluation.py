@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import spatial
 
-from sifscale.block_sums import block_map
+from sifscale.block_sums import BlockMap, block_map
 from sifscale.crops import CropPlan
 from sifscale.datamodule import CropBatches, CropDataModule
 from sifscale.evaluation import DISTANCES_PX, FieldCollector, Fields, by_cell, errors_by, groups, structures
@@ -24,6 +24,7 @@ from sifscale.fitting import known_warnings, lightning_trainer
 from sifscale.metrics import SUMS, Sums, pooled
 from sifscale.splits import NOWHERE, TEST, TRAIN
 from sifscale.structure import Structure
+from sifscale.structure import pooled as pooled_structure
 from sifscale.training import make_task, prepare_features, prepare_plans
 from sifscale.windows import open_or_build
 
@@ -211,6 +212,16 @@ def test_a_constant_target_has_groups_all_the_same() -> None:
     assert sums.values[SUMS.index("n")] == features.valid.sum()
 
 
+def errors_of_blocks(field: NDArray[Any], features: FeatureCube, blocks: BlockMap) -> dict[str, float]:
+    """Sums of squared errors by name of the block, pixel by pixel."""
+    found: dict[str, float] = {}
+    for sample, y, x in np.argwhere(np.isfinite(field)):
+        name = blocks.names[blocks.inside[y, x] + blocks.first[sample]]
+        error = float(field[sample, y, x]) - float(features.target[sample, y, x])
+        found[name] = found.get(name, 0.0) + error**2
+    return found
+
+
 @pytest.mark.parametrize("constant", [False, True])
 def test_structures_are_those_of_the_test_part_in_the_range_of_the_whole_target(constant: bool) -> None:
     features = make_features(gaps=0.01)
@@ -219,11 +230,15 @@ def test_structures_are_those_of_the_test_part_in_the_range_of_the_whole_target(
     fields, inside = make_fields(features), make_parts() == TEST
     target = features.target[features.valid]
     span = 1.0 if constant else float(target.max() - target.min())
-    for name, found in structures(fields, features, make_parts(), 8).items():
+    blocks = block_map(features, (8, 9))
+    for name, found in structures(fields, features, make_parts(), blocks, 8).items():
         scored = features.valid & inside
         options: dict[str, Any] = {"tile_px": 8, "data_range": span}
         expected = Structure.of(fields[name], features.target, scored, inside, **options)
-        assert found.to_dict() == expected.to_dict()
+        assert pooled_structure(found).finish() == pytest.approx(expected.finish(), rel=1e-9, nan_ok=True)
+        assert pooled_structure(found).scored_px == expected.scored_px
+        by_block = errors_of_blocks(fields[name], features, blocks)
+        assert {block: part.squared_error for block, part in found.items()} == pytest.approx(by_block)
         assert expected.scored_px == scored.sum() and expected.ssim_px > 0 and expected.tiles > 0
 
 

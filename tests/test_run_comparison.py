@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import sys
+from functools import partial
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
@@ -19,6 +20,7 @@ import yaml
 from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from scipy import ndimage
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
 from sifscale import bootstrap
@@ -26,6 +28,7 @@ from sifscale.arm_tables import escape, latex
 from sifscale.config import PROJECT_ROOT, CompareConfig, Tracking, validate
 from sifscale.metrics import Sums
 from sifscale.run_comparison import compare_runs
+from sifscale.structure import Structure, merged, pooled, to_json
 from sifscale.tracking import client, experiment_id
 
 if TYPE_CHECKING:
@@ -68,7 +71,8 @@ class Experiment:
         scale, params = changes.pop("scale", SCALES.get(arm, 0.5)), changes.pop("params", {})
         metrics, status = changes.pop("metrics", {}), changes.pop("status", "FINISHED")
         study: dict[str, Any] = {"name": "tried", "title": f"Study of {EVIL}", "pool": "folds", "baseline": "ridge"}
-        study |= {"reference": {}, "score": "test"}
+        study |= {"reference": {}, "score": changes.pop("score", "test")}
+        structure = changes.pop("structure", None)
         tags = {"arm": arm, "study": "tried", "audit": "no finding", "window": "here", "cube_hash": "c" * 64}
         tags |= {"git_commit": "1a2b3c4" + "0" * 33, "protocol": "honest", "mlflow.note.content": "`train.py -m`"}
         tags = {key: value for key, value in (tags | changes).items() if value is not None}
@@ -99,6 +103,10 @@ class Experiment:
             "errors_by.json": groups,
             "config.yaml": {"study": study, "window": {"target": "sif", "units": {"sif": UNITS}}},
         }
+        if study["score"] == "truth":
+            files["truth_block_sums.json"] = files["test_block_sums.json"]
+        if structure is not None:
+            files["structure.json"] = structure
         for name, content in files.items():
             path = self.folder / name
             path.write_text(yaml.safe_dump(content) if name.endswith("yaml") else json.dumps(content))
@@ -231,6 +239,7 @@ def test_the_page_is_well_formed_fetches_nothing_and_says_the_verdict_in_words(f
     assert not re.search(r"https?:|url\(|import|fetch", style_and_script)
     headings = [tag for tag, _ in page.tags if re.fullmatch(r"h\d", tag)]
     assert headings[0] == "h1" and headings.count("h1") == 1
+    assert "Structure" not in page.text, "of which runs left nothing"
     for heading in ("Arms", "Which choice matters", "Learning curves", "Maps", "Audit", "Provenance"):
         assert heading in page.text
     assert "sees the target" in page.text and "c" * 64 in page.text
@@ -286,6 +295,74 @@ def test_runs_of_one_sweep_that_share_an_arm_are_told_apart_by_what_was_swept(
     table = pd.read_csv(runs.folder / "comparison" / "runs" / "comparison.csv")
     assert list(table["arm"]) == ["ridge, rate=9", "ridge, rate=8"]
     assert "No arm is the reference" in capsys.readouterr().out
+
+
+def structure(fold: int, smooth_px: float, seed: int = 0) -> dict[str, Structure]:
+    """Of a fold with four blocks of 16 x 16 px, a tile each: a target with texture, smoothed and with noise added."""
+    rng = np.random.default_rng([fold, seed])
+    target = np.random.default_rng(fold).normal(size=(1, 32, 32))
+    prediction = ndimage.gaussian_filter(target, (0, smooth_px, smooth_px)) + rng.normal(scale=0.1, size=target.shape)
+    y, x = np.indices((32, 32)) // 16
+    whole, names = np.ones(target.shape, dtype=bool), [f"b{fold}{number}" for number in range(4)]
+    options: dict[str, Any] = {"tile_px": 16, "data_range": 3.0}
+    return Structure.by_block(prediction, target, whole, whole, (2 * y + x)[None], names, **options)
+
+
+SMOOTH_PX = {"ridge": 1.0, "U-Net": 0.3}
+SIDE = {"pixel_km": {"truth": 1.5, "test": None}}
+
+
+def test_the_structure_of_the_scored_view_is_compared_with_intervals(
+    workplace: Workplace, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = Experiment(workplace, "structured")
+    log = partial(runs.log, score="truth", metrics={"truth/rmse": 0.5})
+    blocks = {"ridge": [structure(fold, 1.0) for fold in (0, 1)], "U-Net": []}
+    log("ridge", [0, 1], structure=to_json({"truth": {"model": merged(blocks["ridge"])}}) | SIDE)
+    for seed in (0, 1):
+        for fold in (0, 1):
+            blocks["U-Net"].append(structure(fold, 0.3, seed))
+            log("U-Net", [fold], seed=seed, structure=to_json({"truth": {"model": blocks["U-Net"][-1]}}) | SIDE)
+    log("without", [0, 1])
+    log("one fold", [0], structure=to_json({"truth": {"model": structure(0, 0.3)}}) | SIDE)
+    compare_runs(runs.config())
+    table = pd.read_csv(runs.folder / "comparison" / "tried" / "comparison.csv", index_col="arm")
+    for arm, parts in blocks.items():
+        whole = pooled(merged(parts)).finish(1.5)
+        for name in ("ssim", "spectrum_ratio", "spectral_error", "effective_resolution_km"):
+            assert table.loc[arm, name] == pytest.approx(whole[name]), (arm, name)
+    seeds = {str(seed): merged(blocks["U-Net"][2 * seed : 2 * seed + 2]) for seed in (0, 1)}
+    for score in ("spectral_error", "effective_resolution_px"):
+        found = bootstrap.structure_of_seeds(seeds, {"0": merged(blocks["ridge"])}, score)
+        assert found.high < 0 and found.blocks == 8
+        for name in ("difference", "low", "high", "p", "blocks"):
+            assert table.loc["U-Net", f"{score}_{name}"] == pytest.approx(getattr(found, name))
+    empty = ["ssim", "spectral_error", "spectral_error_difference", "structure_fault"]
+    assert table.loc["without", empty].isna().all() and "same blocks" in str(table.loc["one fold", "structure_fault"])
+    km = f"{1.5 * found.difference:+.2f} [{1.5 * found.low:+.2f}, {1.5 * found.high:+.2f}]"
+    text = Page((runs.folder / "comparison" / "tried" / "comparison.html").read_text()).text
+    assert {"Structure", "resolution - ridge [km] [95 %]", "error - ridge [95 %]", km} <= set(text)
+    printed = capsys.readouterr().out
+    assert "Structure of the maps" in printed and "one fold: both models need structures of the same blocks" in printed
+
+
+def test_structures_of_runs_of_an_earlier_version_are_told_without_interval(workplace: Workplace) -> None:
+    runs = Experiment(workplace, "earlier")
+    whole = {arm: structure(0, smooth) for arm, smooth in SMOOTH_PX.items()}
+    runs.log("ridge", [0], structure={"model": pooled(whole["ridge"]).to_dict()})
+    runs.log("U-Net", [0], structure=to_json({"test": {"model": whole["U-Net"]}}) | SIDE)
+    runs.log("legacy", [0])
+    runs.log("lost", [0], structure=to_json({"test": {"model": structure(0, 9.0)}}) | SIDE)
+    compare_runs(runs.config())
+    table = pd.read_csv(runs.folder / "comparison" / "tried" / "comparison.csv", index_col="arm")
+    whole["lost"] = structure(0, 9.0)
+    error = {arm: pooled(parts).finish()["spectral_error"] for arm, parts in whole.items()}
+    assert dict(table["spectral_error"].dropna()) == pytest.approx(error)
+    assert table.loc["U-Net", "spectral_error_difference"] == pytest.approx(error["U-Net"] - error["ridge"])
+    assert table["spectral_error_low"].isna().all() and table.loc["U-Net", "spectral_error_blocks"] == 1
+    text = Page((runs.folder / "comparison" / "tried" / "comparison.html").read_text()).text
+    assert "effective resolution [px]" in text and "> 16.00" in text, "it does not resolve the longest wave, of a tile"
+    assert f"{error['U-Net'] - error['ridge']:+.4f}" in text
 
 
 @pytest.mark.parametrize(

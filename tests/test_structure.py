@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from scipy import ndimage, signal
 from skimage import metrics
 
-from sifscale.structure import Structure, effective_resolution
+from sifscale.spectra import effective_resolution
+from sifscale.structure import Structure, averaged, from_json, merged, pooled, to_json
 
 Field = NDArray[np.float32]
 SHAPE = (3, 40, 48)
@@ -111,7 +112,7 @@ def test_a_tile_has_the_power_of_a_brute_force_periodogram() -> None:
     found = sums(prediction, target, tile_px=n).spectra()
     hann = signal.get_window("hann", n)
     window = np.outer(hann, hann)
-    at = np.arange(n)
+    at, fine = np.arange(n), dict[str, float]()
     for name, field in {"prediction": prediction, "target": target, "error": prediction - target}.items():
         values = window * (field[0] - field[0].mean())
         rings: dict[int, list[float]] = {}
@@ -124,6 +125,10 @@ def test_a_tile_has_the_power_of_a_brute_force_periodogram() -> None:
         whole = sum(sum(ring) for ring in rings.values()) / n**2
         assert whole == pytest.approx((values**2).sum() / (window**2).sum(), rel=1e-12)
         np.testing.assert_allclose(found[name], [np.mean(rings[k]) for k in range(1, n // 2 + 1)], rtol=1e-9)
+        fine[name] = sum(float(np.mean(rings[k])) for k in range(n // 4 + 1, n // 2 + 1))
+    scores = sums(prediction, target, tile_px=n).finish()
+    assert scores["spectral_error"] == pytest.approx(fine["error"] / fine["target"], rel=1e-9)
+    assert scores["spectrum_ratio"] == pytest.approx(fine["prediction"] / fine["target"], rel=1e-9)
 
 
 def test_white_noise_has_its_variance_at_every_wavenumber() -> None:
@@ -151,6 +156,71 @@ def test_any_cut_into_samples_adds_up_to_the_whole(seed: int, cut: int) -> None:
     assert_same(Structure.from_dict(json.loads(json.dumps(first.to_dict()))) + second, whole)
 
 
+def in_blocks(seed: int, edge: int = 12) -> dict[str, Structure]:
+    """Sums by block, squares of ``edge`` px of the map; the second sample is of another place."""
+    prediction, target = fields(seed)
+    scored, inside = masks(seed)
+    columns = -(-SHAPE[2] // edge)
+    y, x = np.indices(SHAPE[1:]) // edge
+    number = np.stack([y * columns + x] * SHAPE[0])
+    per_place = int(number.max()) + 1
+    number[1] += per_place
+    names = [f"{place}:{i}" for place in "ab" for i in range(per_place)]
+    return Structure.by_block(prediction, target, scored, inside, number, names, tile_px=TILE_PX, data_range=RANGE)
+
+
+@given(seed=st.integers(0, 1000), edge=st.integers(1, 60))
+@settings(max_examples=20)
+def test_blocks_add_up_to_one_structure_over_everything(seed: int, edge: int) -> None:
+    prediction, target = fields(seed)
+    blocks = in_blocks(seed, edge)
+    whole = sums(prediction, target, *masks(seed))
+    assert_same(pooled(blocks), whole)
+    assert (pooled(blocks).tiles, pooled(blocks).ssim_px) == (whole.tiles, whole.ssim_px)
+    assert all(part.scored_px + part.tiles > 0 for part in blocks.values())
+
+
+def test_a_block_has_its_own_pixels_and_the_tiles_whose_middle_is_in_it() -> None:
+    prediction, target = fields(11, (1, 32, 48))
+    number = np.zeros(target.shape, dtype=np.int64)
+    number[0, 16:, 24:] = 1
+    whole = np.ones(target.shape, dtype=bool)
+    options: dict[str, Any] = {"tile_px": 16, "data_range": RANGE}
+    blocks = Structure.by_block(prediction, target, whole, whole, number, ["a", "b", "none"], **options)
+    assert set(blocks) == {"a", "b"} and blocks["b"].scored_px == 16 * 24 and blocks["b"].ssim_px == 11 * 19
+    # of 3 x 5 tiles those with their middle at row 16 or 24 and at column 24, 32 or 40
+    assert (blocks["a"].tiles, blocks["b"].tiles) == (9, 6)
+    error = (prediction[0, 16:, 24:].astype(float) - target[0, 16:, 24:]) ** 2
+    assert blocks["b"].squared_error == pytest.approx(error.sum())
+    corner = (slice(None), slice(8, 32), slice(16, 48))  # what the tiles of b cover
+    np.testing.assert_allclose(blocks["b"].power, sums(prediction[corner], target[corner]).power, rtol=1e-9)
+
+
+def test_blocks_are_merged_by_name_averaged_and_brought_back_from_a_file() -> None:
+    first, second = in_blocks(0), in_blocks(1)
+    both = merged([first, second, {"new": first["a:0"]}])
+    assert set(both) == {*first, "new"}
+    assert_same(both["b:5"], first["b:5"] + second["b:5"])
+    mean = averaged([first, first, first])
+    assert {name: part.tiles for name, part in mean.items()} == {name: part.tiles for name, part in first.items()}
+    assert_same(pooled(mean), pooled(first))
+    kept = json.loads(json.dumps(to_json({"test": {"model": first, "ridge": second}, "truth": {"model": second}})))
+    for view, name, expected in (("test", "model", first), ("test", "ridge", second), ("truth", "model", second)):
+        found = from_json(kept, view, name)
+        assert {block: part.to_dict() for block, part in found.items()} == {
+            block: part.to_dict() for block, part in expected.items()
+        }
+    assert from_json(kept, "truth", "ridge") == from_json(kept, "cells", "model") == {}
+
+
+def test_a_file_of_an_earlier_version_is_one_block_of_the_test_view() -> None:
+    whole = pooled(in_blocks(0))
+    kept = json.loads(json.dumps({"model": whole.to_dict(), "bilinear": whole.to_dict()}))
+    (found,) = from_json(kept, "test", "model").values()
+    assert found.to_dict() == whole.to_dict() and set(from_json(kept, "test", "bilinear")) == {""}
+    assert from_json(kept, "truth", "model") == from_json(kept, "test", "ridge") == {}
+
+
 @given(seed=st.integers(0, 1000))
 @settings(max_examples=20)
 def test_identical_fields_are_perfect(seed: int) -> None:
@@ -159,7 +229,10 @@ def test_identical_fields_are_perfect(seed: int) -> None:
     found = sums(target, target, scored, inside).finish(pixel_km=1.5)
     assert found.pop("psnr") == math.inf
     assert found == pytest.approx(
-        {"ssim": 1, "spectrum_ratio": 1, "effective_resolution_px": 2, "effective_resolution_km": 3}
+        {
+            "ssim": 1, "spectrum_ratio": 1, "spectral_error": 0,
+            "effective_resolution_px": 2, "effective_resolution_km": 3,
+        }  # fmt: skip
     )
 
 
@@ -168,7 +241,8 @@ def test_a_smoother_prediction_has_less_fine_texture_and_resolves_less() -> None
     found = [
         sums(ndimage.gaussian_filter(target, (0, sigma, sigma)), target).finish() for sigma in (0.4, 0.8, 1.6, 3.2)
     ]
-    for name, sign in {"spectrum_ratio": -1, "effective_resolution_px": 1, "ssim": -1, "psnr": -1}.items():
+    worse = {"spectrum_ratio": -1, "spectral_error": 1, "effective_resolution_px": 1, "ssim": -1, "psnr": -1}
+    for name, sign in worse.items():
         assert (np.diff([sign * scores[name] for scores in found]) > 0).all(), name
     assert found[0]["spectrum_ratio"] < 1 and found[0]["effective_resolution_px"] >= 2
 
@@ -220,7 +294,7 @@ def test_samples_smaller_than_window_and_tile_have_no_structure(shape: tuple[int
     at = tuple(slice(0, n) for n in shape)
     found = sums(prediction[at], target[at]).finish()
     assert math.isnan(found.pop("psnr")) == (0 in shape)
-    assert len(found) == 3 and all(map(math.isnan, found.values()))
+    assert len(found) == 4 and all(map(math.isnan, found.values()))
     assert np.isnan(sums(prediction[at], target[at]).spectra()["error"]).all()
 
 
@@ -238,9 +312,12 @@ def test_a_constant_target_has_no_spectrum_to_compare_with(value: float) -> None
     flat = np.full_like(target, value)
     for guess in (flat, prediction, flat + 0.1):
         found = sums(guess, flat).finish()
-        assert math.isnan(found["spectrum_ratio"]) and math.isnan(found["effective_resolution_px"])
+        spectral = (found[name] for name in ("spectrum_ratio", "spectral_error", "effective_resolution_px"))
+        assert all(map(math.isnan, spectral))
         assert math.isfinite(found["ssim"])
-    assert sums(flat, target).finish()["spectrum_ratio"] == pytest.approx(0, abs=1e-12)
+    none = sums(flat, target).finish()
+    assert none["spectrum_ratio"] == pytest.approx(0, abs=1e-12)
+    assert none["spectral_error"] == pytest.approx(1), "which is what no texture at all has"
 
 
 @pytest.mark.parametrize(
@@ -261,6 +338,30 @@ def test_error_where_the_target_has_no_power_is_not_resolved() -> None:
     target = np.array([1.0, 1.0, 0.0, 0.0])
     assert effective_resolution(np.arange(1, 5) / 8, target, np.array([0.1, 0.1, 0.0, 0.1])) == pytest.approx(8 / 3)
     assert effective_resolution(np.arange(1, 5) / 8, target, np.array([0.1, 0.1, 0.0, 0.0])) == 2
+
+
+def one_by_one(target: NDArray[Any], error: NDArray[Any]) -> float:
+    """The definition in words, ring after ring."""
+    before = None
+    for ring, (t, e) in enumerate(zip(target, error, strict=True), 1):
+        ratio = e / t if t > 0 else (math.inf if e > 0 else 0.0)
+        if ratio > 0.5:
+            cycles = math.nan if before is None else ring - 1 + (0.5 - before) / (ratio - before)
+            return 2 * len(target) / cycles
+        before = ratio
+    return 2.0
+
+
+@given(
+    power=st.lists(
+        st.lists(st.tuples(*[st.floats(0, 4).map(lambda v: round(v, 1))] * 2), min_size=5, max_size=5), min_size=1
+    )
+)
+def test_resolutions_of_many_spectra_at_once_are_those_of_each(power: list[list[tuple[float, float]]]) -> None:
+    target, error = np.moveaxis(np.array(power), 2, 0)
+    found = effective_resolution(np.arange(1, 6) / 10, target, error)
+    expected = [one_by_one(*pair) for pair in zip(target, error, strict=True)]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
 def test_wrong_input_is_refused_in_one_line() -> None:

@@ -42,6 +42,32 @@ def score_cells(study: Study, rows: Sequence[Row], units: str) -> tuple[list[str
     return [*heads, "runs"], cells
 
 
+def structure_cells(study: Study, rows: Sequence[Row]) -> tuple[list[str], Cells]:
+    """Heads and cells of the structure of maps, with differences to the reference; no cells where no arm has any."""
+    known = [row for row in rows if row.get("ssim") is not None or row.get("spectral_error") is not None]
+    unit = "km" if all(row.get("pixel_km") is not None for row in known) else "px"
+    heads = ["arm", "SSIM", "spectrum ratio", "spectral error", f"effective resolution [{unit}]"]
+    compared = any("spectral_error_difference" in row for row in known)
+    if compared:
+        heads[4:4] = [f"error - {study.baseline} [95 %]"]
+        heads += [f"resolution - {study.baseline} [{unit}] [95 %]"]
+    cells = []
+    for row in rows if known else ():
+        side = number(row, "pixel_km") if unit == "km" else 1.0
+        line = [str(row["arm"]), _text(row, "ssim", ".4f"), _text(row, "spectrum_ratio", ".4f")]
+        line += [_text(row, "spectral_error", ".4f")]
+        line += [_less(row, "spectral_error")] if compared else []
+        line += [_resolution(row, side)]
+        line += [_less(row, "effective_resolution_px", side, ".2f")] if compared else []
+        cells.append(line)
+    return heads, cells
+
+
+def structure_faults(rows: Sequence[Row]) -> list[str]:
+    """Why the structure of arms cannot be compared, a sentence each."""
+    return [f"{row['arm']}: {row['structure_fault']}." for row in rows if "structure_fault" in row]
+
+
 def cost_cells(rows: Sequence[Row]) -> tuple[list[str], Cells]:
     """Heads and cells of what arms cost: means over their runs, of one training each."""
     heads = ["arm", "parameters", "training [s]", "samples/s"]
@@ -141,8 +167,22 @@ def _difference(row: Row) -> str:
     return f"{number(row, 'baseline_difference'):+.4f}{_interval(low, high, '+')}"
 
 
-def _interval(low: float, high: float, sign: str = "") -> str:
-    return f" [{low:{sign}.4f}, {high:{sign}.4f}]" if low == low and high == high else ""
+def _resolution(row: Row, side: float) -> str:
+    """Effective resolution in pixels of ``side``; where not even the longest wave is resolved, more than that."""
+    found = number(row, "effective_resolution_px")
+    if found == found or row.get("spectral_error") is None:
+        return _number(side * found, ".2f")
+    return f"> {side * number(row, 'longest_wave_px'):.2f}"
+
+
+def _less(row: Row, score: str, unit: float = 1.0, form: str = ".4f") -> str:
+    """Difference of a score to the reference, times ``unit``, with its interval."""
+    found, low, high = (unit * number(row, f"{score}_{name}") for name in ("difference", "low", "high"))
+    return f"{found:+{form}}{_interval(low, high, '+', form)}" if found == found else "-"
+
+
+def _interval(low: float, high: float, sign: str = "", form: str = ".4f") -> str:
+    return f" [{low:{sign}{form}}, {high:{sign}{form}}]" if low == low and high == high else ""
 
 
 def _text(row: Row, key: str, form: str) -> str:

@@ -15,8 +15,11 @@ from numpy.typing import NDArray
 from scipy import stats
 from torch import Tensor
 
+from sifscale import structure
 from sifscale.metrics import SUMS, Sums, merged, pooled, scores
+from sifscale.spectra import SPECTRAL_SCORES, spectral_scores
 
+NAN = float("nan")
 CONFIDENCE = 0.95
 RESOLVED = 10  # draws beyond 0 that tell p well enough; adjusting for many comparisons needs smaller ones
 DRAWN_AT_ONCE = 2_000_000  # weights held in memory: 16 MB, however many blocks there are
@@ -28,7 +31,7 @@ BlockSums = Mapping[str, Sums]  # sums (8,) by name of the block
 class Difference:
     """A score of a minus that of b, its 95 % interval, two-sided p of no difference, and the number of blocks.
 
-    Interval and p are NaN where there is but one block.
+    Interval and p are NaN where there is but one block, all is where the score is not known.
     """
 
     difference: float
@@ -61,10 +64,51 @@ def paired_difference(
     difference = float(_score(a.sum(dim=1), metric) - _score(b.sum(dim=1), metric))
     count = a.shape[1]
     if count < 2:
-        return Difference(difference, low=float("nan"), high=float("nan"), p=float("nan"), blocks=count)
+        return Difference(difference, NAN, NAN, NAN, blocks=count)
     drawn = [_score(a @ times, metric) - _score(b @ times, metric) for times in _draws(count, number, seed)]
     low, high, p = _expanded(torch.cat(drawn).numpy(), count)
     return Difference(difference, low, high, p, count)
+
+
+def paired_structure(
+    parts_a: structure.Blocks, parts_b: structure.Blocks, score: str, number: int = 2000, seed: int = 0
+) -> Difference:
+    """Difference of a spectral score (a - b) of two models on the same pixels, drawn as :func:`paired_difference` does.
+
+    score: one of ``spectra.SPECTRAL_SCORES``; of spectral_error and effective_resolution_px less is better. Drawn are
+    the blocks that have a tile. Tiles overlap the blocks beside theirs, so that with 24 blocks intervals of
+    spectral_error held the truth in 92 % of the cases of a test, 89 % where errors changed from block to block.
+    Where a model resolves no wave at all, the longest one asked for, tile_px, stands for its resolution, so that no
+    difference is overstated. All is NaN where neither resolves any, where the target is constant and where there is no
+    tile. Raises ValueError where the blocks are not of the same pixels, for another score, and for ``number`` below 1.
+    """
+    if score not in SPECTRAL_SCORES or number < 1:
+        raise ValueError(
+            f"score must be one of {', '.join(SPECTRAL_SCORES)}, and number at least 1 (found {score!r}, {number})"
+        )
+    a, b = _with_tiles(parts_a, parts_b)
+    if not a:
+        return Difference(NAN, NAN, NAN, NAN, blocks=0)
+    power = [np.stack([part.power for part in parts]) for parts in (a, b)]  # (blocks, 3, rings)
+    least = np.array([part.least_power for part in a])
+    unresolved = float(a[0].tile_px) if score == "effective_resolution_px" else NAN
+
+    def values(times: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Of both models, (2, draws), from how often each block is drawn, (draws, blocks)."""
+        return np.stack([spectral_scores(np.tensordot(times, part, axes=1), times @ least)[score] for part in power])
+
+    whole, count = values(np.ones((1, len(a)))), len(a)
+    difference = NAN if np.isnan(whole).all() else _less(whole, unresolved).item()
+    if count < 2 or np.isnan(difference):
+        return Difference(difference, NAN, NAN, NAN, blocks=count)
+    drawn = np.concatenate([_less(values(times.numpy().T), unresolved) for times in _draws(count, number, seed)])
+    return Difference(difference, *_expanded(drawn, count), blocks=count)
+
+
+def _less(values: NDArray[np.float64], unknown: float) -> NDArray[np.float64]:
+    """The first less the second of (2, n), ``unknown`` in place of NaN."""
+    a, b = np.where(np.isnan(values), unknown, values)
+    return np.asarray(a - b)
 
 
 def intervals(
@@ -80,7 +124,7 @@ def intervals(
         raise ValueError(f"intervals need 1 block or more and number at least 1, found {count} and {number}")
     parts = [statistics(sums @ times) for times in _draws(count, number, seed)]
     if count < 2:
-        return dict.fromkeys(parts[0], (float("nan"), float("nan")))
+        return dict.fromkeys(parts[0], (NAN, NAN))
     return {name: _expanded(torch.cat([part[name] for part in parts]).numpy(), count)[:2] for name in parts[0]}
 
 
@@ -103,8 +147,26 @@ def difference_of_seeds(
         return paired_difference(pool_a, pool_b, metric)
     mean_a, mean_b = (averaged(list(arm.values())) for arm in (seeds_a, seeds_b))
     found = paired_difference(mean_a, mean_b, metric)
-    repeated = [arm for arm in (seeds_a, seeds_b) if len(arm) > 1]
-    spread = [np.array([pooled(blocks).finish()[metric] for blocks in arm.values()]) for arm in repeated]
+    return _with_seeds(found, [[pooled(of).finish()[metric] for of in arm.values()] for arm in (seeds_a, seeds_b)])
+
+
+def structure_of_seeds(
+    seeds_a: Mapping[str, structure.Blocks], seeds_b: Mapping[str, structure.Blocks], score: str
+) -> Difference:
+    """As :func:`difference_of_seeds`, of a score of :func:`paired_structure`; its power is averaged over seeds."""
+    if len({frozenset(blocks) for blocks in [*seeds_a.values(), *seeds_b.values()]}) > 1:
+        shared = [seed for seed in seeds_a if seed in seeds_b]
+        pool_a, pool_b = (structure.merged(arm[seed] for seed in shared) for arm in (seeds_a, seeds_b))
+        return paired_structure(pool_a, pool_b, score)
+    mean_a, mean_b = (structure.averaged(list(arm.values())) for arm in (seeds_a, seeds_b))
+    found = paired_structure(mean_a, mean_b, score)
+    by_seed = [[structure.pooled(of).finish()[score] for of in arm.values()] for arm in (seeds_a, seeds_b)]
+    return _with_seeds(found, by_seed)
+
+
+def _with_seeds(found: Difference, by_seed: Sequence[Sequence[float]]) -> Difference:
+    """A difference with what the choice of seeds leaves open added; by_seed: the scores of each arm."""
+    spread = [np.array(values) for values in by_seed if len(values) > 1]
     parts = np.array([values.var(ddof=1) / len(values) for values in spread])
     if found.blocks < 2 or not parts.sum() > 0:
         return found
@@ -158,12 +220,34 @@ def _aligned(blocks_a: BlockSums, blocks_b: BlockSums) -> tuple[Tensor, Tensor]:
     return a, b
 
 
+def _with_tiles(
+    parts_a: structure.Blocks, parts_b: structure.Blocks
+) -> tuple[list[structure.Structure], list[structure.Structure]]:
+    """Both, in one order, of the blocks that have a tile; ValueError where they are not of the same pixels."""
+    if not parts_a or set(parts_a) != set(parts_b):
+        raise ValueError(
+            f"both models need structures of the same blocks, found {len(parts_a)} and {len(parts_b)}, "
+            f"{len(set(parts_a) & set(parts_b))} in common; test both on the same folds"
+        )
+    a, b = ([parts[name] for name in sorted(parts_a)] for parts in (parts_a, parts_b))
+    same = all(
+        (one.tile_px, one.tiles) == (other.tile_px, other.tiles)
+        and np.allclose(one.power[1], other.power[1], rtol=1e-6, atol=one.least_power)
+        for one, other in zip(a, b, strict=True)
+    )
+    if not same:
+        raise ValueError("both models need tiles of the same target; test both on the same window and split")
+    return [part for part in a if part.tiles], [part for part in b if part.tiles]
+
+
 def _score(sums: Tensor, metric: str) -> Tensor:
     return scores(sums)[metric]
 
 
 def _expanded(drawn: NDArray[np.float64], count: int) -> tuple[float, float, float]:
-    """Low, high and p from drawn differences of ``count`` blocks."""
+    """Low, high and p from drawn differences of ``count`` blocks; NaN where a draw has none."""
+    if np.isnan(drawn).any():
+        return NAN, NAN, NAN
     shrink = np.sqrt((count - 1) / count)
     tail = stats.norm.cdf(stats.t.ppf((1 - CONFIDENCE) / 2, count - 1) / shrink)
     low, high = np.quantile(drawn, [tail, 1 - tail])

@@ -35,6 +35,13 @@ DIFFERENCES = (
     "squared errors are averaged block by block, and what the choice of seeds leaves open is added to interval and p; "
     "an arm with one seed adds nothing. p (Holm) is adjusted for the number of comparisons in the column."
 )
+STRUCTURE = (
+    "Of the same pixels. SSIM: similarity of neighbourhoods, 1 is perfect. In the shorter half of the wavelengths, "
+    "spectrum ratio: power of the map over that of the target, 1 is as much fine texture as there is; spectral error: "
+    "power of the error over that of the target, 0 is perfect, and 1 no better than no fine texture. Effective "
+    "resolution: the shortest wavelength down to which the error has at most half of the target's power. Intervals: "
+    "blocks of the map are drawn, as for RMSE; they are of each difference alone."
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +65,7 @@ def page_section(found: Compared, at: int, tracking: Tracking) -> PageSection:
     shown = [arm for arm in found.arms if arm.name in names]
     parts = [
         _arms(found),
+        _structure(found),
         _choices(found),
         _curves(found, shown, tracking),
         _groups(found, shown, tracking),
@@ -96,6 +104,14 @@ def _arms(found: Compared) -> Part:
     alt = f"Dots with whiskers: RMSE of {len(points)} arms less that of {study.baseline}, with 95 % interval"
     drawn = chart(draw, alt, "Dots: differences; whiskers: 95 % intervals.")
     return Part("Arms", [DIFFERENCES], [drawn], [scores, costs])
+
+
+def _structure(found: Compared) -> Part:
+    heads, cells = arm_tables.structure_cells(found.study, found.rows)
+    styles = ["reference" if row["arm"] == found.study.baseline else "" for row in found.rows] if cells else []
+    lines = [TableRow(line, style) for line, style in zip(cells, styles, strict=True)]
+    caption = " ".join([STRUCTURE, *arm_tables.structure_faults(found.rows)])
+    return Part("Structure", tables=[Grid("Structure of the maps", heads, lines, caption)] if lines else ())
 
 
 def _choices(found: Compared) -> Part:

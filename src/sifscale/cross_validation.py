@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from sifscale import report, run_figures
+from sifscale import report, run_figures, structure
 from sifscale.config import BlocksSplit, PlacesSplit, RunConfig
 from sifscale.continuing import adopt
-from sifscale.evaluation import BlockScores, Fields, GroupSums
+from sifscale.evaluation import BlockScores, Fields, GroupSums, Structures
 from sifscale.metrics import merged, pooled
 from sifscale.noise_floor import NoiseFloor
 from sifscale.resuming import resumed_run_id, run_folder
 from sifscale.run_record import log_config, opening_tags, run_name, tags
-from sifscale.testing import VIEWS, Tested, pixel_km, show, test_metrics, write
+from sifscale.testing import VIEWS, Tested, show, test_metrics, write
 from sifscale.tracking import RunLog, is_main_process, run_log
 from sifscale.training import (
     Outcome,
@@ -59,14 +59,14 @@ def _every_fold(run: RunConfig, folder: Path, trial: SearchTrial | None) -> dict
         log_config(run, tracker, folder, {})
         folds = [_fold(run, fold, folder, tracker, trial) for fold in range(run.split.k)]
         tested = pool([outcome.tested for outcome in folds])
-        metrics = test_metrics(tested, pixel_km(run)) | _over_folds(folds)
+        metrics = test_metrics(run, tested) | _over_folds(folds)
         findings = [finding for outcome in folds for finding in outcome.findings]
         tracker.tags(tags(run, cube, findings))
         tracker.metrics(metrics)
         judge_score(run, metrics, tracker)
         if is_main_process():
             units = run.window.units.get(run.window.target, "1")
-            write(tested, metrics, folder, tracker)
+            write(run, tested, metrics, folder, tracker)
             title = f"{run.label} on {run.window.name} ({run.protocol}), {run.split.k} folds pooled"
             report.show(report.folds_table(_by_fold(folds, tested), units, f"{run.label} by fold"))
             show(run, title, tested, metrics, units)
@@ -93,6 +93,7 @@ def pool(folds: Sequence[Tested]) -> Tested:
     views: dict[str, BlockScores] = {}
     groups: GroupSums = {}
     fields: Fields = {}
+    structures: dict[str, Structures] = {}
     for tested in folds:
         for view, by_name in tested.views.items():
             total = views.setdefault(view, {})
@@ -100,13 +101,14 @@ def pool(folds: Sequence[Tested]) -> Tested:
         for kind, by_group in tested.groups.items():
             of_kind = groups.setdefault(kind, {})
             of_kind |= {group: merged([of_kind.get(group, {}), of_group]) for group, of_group in by_group.items()}
+        for view, parts in tested.structure.items():
+            of_view = structures.setdefault(view, {})
+            of_view |= {name: structure.merged([of_view.get(name, {}), blocks]) for name, blocks in parts.items()}
         for name, field in tested.fields.items():
             fields[name] = np.where(np.isfinite(field), field, fields.get(name, field))
     sums = merged(tested.sums for tested in folds)
-    names = folds[0].structure
-    structure = {name: sum((t.structure[name] for t in folds[1:]), start=names[name]) for name in names}
     spread = {view: sum((t.spread[view] for t in folds), start=Spread.zero()) for view in folds[0].spread}
-    return Tested(views, sums, _floor(folds), fields, groups, structure, spread)
+    return Tested(views, sums, _floor(folds), fields, groups, structures, spread)
 
 
 def _floor(folds: Sequence[Tested]) -> NoiseFloor | None:

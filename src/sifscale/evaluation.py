@@ -24,6 +24,7 @@ Field = NDArray[np.float32]
 Fields = dict[str, Field]  # (sample, y, x) by name of the prediction, NaN where not scored
 BlockScores = dict[str, dict[str, Sums]]  # by prediction and block
 GroupSums = dict[str, dict[str, dict[str, Sums]]]  # by kind of group, group and prediction
+Structures = dict[str, dict[str, Structure]]  # by prediction and block
 
 SIF_LEVELS = 5
 DISTANCES_PX = (0, 4, 8, 16, 32)  # lower edges of the groups
@@ -117,11 +118,16 @@ def errors_by(fields: Fields, features: FeatureCube, parts: NDArray[np.int8]) ->
     return found
 
 
-def structures(fields: Fields, features: FeatureCube, parts: NDArray[np.int8], tile_px: int) -> dict[str, Structure]:
-    """Structure of each prediction over the test part; the range of values is that of the whole target."""
-    target = np.asarray(features.target)
+def structures(
+    fields: Fields, features: FeatureCube, parts: NDArray[np.int8], blocks: BlockMap, tile_px: int
+) -> Structures:
+    """Structure over the test part, by prediction and block; the range of values is that of the whole target."""
+    target, inside = np.asarray(features.target), parts == TEST
     data_range = float(np.ptp(target[observed_pixels(features)])) or 1.0
+    number = blocks.inside + blocks.first[:, None, None]
     return {
-        name: Structure.of(field, target, np.isfinite(field), parts == TEST, tile_px=tile_px, data_range=data_range)
+        name: Structure.by_block(
+            field, target, np.isfinite(field), inside, number, blocks.names, tile_px=tile_px, data_range=data_range
+        )
         for name, field in fields.items()
     }

@@ -18,7 +18,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 from numpy.typing import NDArray
 
 from sifscale.figures import BLUE, GREEN, ORANGE, PINK, RED, typeset
-from sifscale.structure import NOISE_TO_SIGNAL
+from sifscale.spectra import NOISE_TO_SIGNAL
 
 # Okabe & Ito (2008) and three of Paul Tol's "muted" scheme, told apart by the colour-blind too; black is the target.
 _COLOURS = (BLUE, RED, GREEN, ORANGE, PINK, "#56B4E9", "#882255", "#999933", "#332288", "#F0E442")

@@ -15,6 +15,7 @@ from mlflow.utils.search_utils import SearchUtils
 from sqlalchemy.engine import make_url
 
 from sifscale import arm_tables, arms, report
+from sifscale.arm_structures import structure_rows
 from sifscale.comparison_page import Compared, ground, page_section
 from sifscale.config import CompareConfig, Study, Tracking
 from sifscale.effects import main_effects
@@ -117,6 +118,8 @@ def _study(config: CompareConfig, runs: Sequence[ArmRun]) -> tuple[Study, str]:
 def _compared(name: str, study: Study, units: str, runs: Sequence[ArmRun], tracking: Tracking) -> Compared:
     collected = arms.collect(runs, study.score, tracking)
     rows = arms.arm_rows(study, collected)
+    for row, structure in zip(rows, structure_rows(study, collected, tracking), strict=True):
+        row |= structure
     honest = all(one.run.data.tags.get("protocol") != "legacy" for one in runs)  # crops that overlap have no interval
     effects = main_effects({arm.name: arm.tried for arm in collected}, study.baseline) if honest else []
     table = report.study_table(study, rows, units)
@@ -129,6 +132,10 @@ def _show(section: Compared, *, alone: bool) -> None:
     heads, cells = arm_tables.score_cells(section.study, section.rows, section.units)
     title = section.study.title if alone else section.ground
     report.show(arm_tables.terminal(title, heads, cells, "\n".join(section.notes)))
+    structure, cells = arm_tables.structure_cells(section.study, section.rows)
+    if cells:
+        faults = arm_tables.structure_faults(section.rows)
+        report.show(arm_tables.terminal("Structure of the maps", structure, cells, "\n".join(faults)))
     report.show(arm_tables.terminal("Cost of one training", *arm_tables.cost_cells(section.rows)))
     for effect in section.effects:
         follows = f"with {', '.join(effect.follows)}" if effect.follows else ""

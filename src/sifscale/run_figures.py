@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sifscale import evaluation_figures, figures
+from sifscale import evaluation_figures, figures, structure
 from sifscale.config import NoUncertainty, RunConfig
 from sifscale.datamodule import BatchOrder, CropBatches, CropDataModule
 from sifscale.features import FeatureCube
@@ -83,9 +83,16 @@ def of_test(
             for kind, of_kind in tested.groups.items()
         }
         pictures["errors_by"] = evaluation_figures.errors_by(kinds, units=units)
-    spectra = {shown[name]: part.spectra() for name, part in tested.structure.items() if name in shown and part.tiles}
-    if any((power["target"] > 0).any() for power in spectra.values()):
-        pictures["spectra"] = evaluation_figures.spectra(spectra, pixel_km=pixel_km(run), units=units)
+    for view, by_name in tested.structure.items():
+        if view == "truth" and run.level == "fine":
+            continue  # learned on the truth: the same picture
+        parts = {shown[name]: structure.pooled(blocks) for name, blocks in by_name.items() if name in shown and blocks}
+        spectra = {name: part.spectra() for name, part in parts.items() if part.tiles}
+        if any((power["target"] > 0).any() for power in spectra.values()):
+            picture, target = ("truth_spectra", "truth") if view == "truth" else ("spectra", "target")
+            pictures[picture] = evaluation_figures.spectra(
+                spectra, pixel_km=pixel_km(run, view), units=units, target=target
+            )
     if not isinstance(run.uncertainty, NoUncertainty) and "test" in tested.spread:
         count, spread, skill = (part.numpy() for part in tested.spread["test"].by_bin())
         coverage = tested.spread["test"].finish()["coverage"]

@@ -2,31 +2,35 @@
 
 A score by pixel rewards a map that is too smooth: a detail shown in the wrong place costs twice the squared error
 of one left out. What is left of the fine texture, and down to which wavelength it is right, is said here.
+
+Sums are kept by block of the map, the unit that the bootstrap of RMSE draws too: all samples of a place share its
+blocks, since what a model does not know about a place stays, and connected test parts would be few. Tiles reach into
+the blocks beside theirs, but under a Hann window the powers of two that overlap by half correlate by 1/36 only
+(Welch 1967).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.metrics import structural_similarity
 
-SPECTRA = ("prediction", "target", "error")
+from sifscale.spectra import SPECTRA, ring_wavenumber, spectral_scores, tile_spectra
+
 SSIM_WINDOW_PX = 11  # a Gaussian of sigma 1.5 px, cut at 3.5 sigma (Wang et al. 2004, section III-B)
-MIN_SCORED = 0.9  # share of a tile's pixels; with more gaps than this the spectrum shows their shape
-NOISE_TO_SIGNAL = 0.5  # where a wavelength is no longer resolved (Ballarotta et al. 2019)
 # A power spectral density below this share of data_range^2 px^2 is rounding of a constant field.
 ROUNDING = 1e-18
 
 Field = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 Floats = NDArray[np.float64]
+Numbers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,18 +62,50 @@ class Structure:
         scored or a gap of the target. Raises ValueError for unlike shapes, a scored pixel that is NaN or not
         inside, a tile_px that is odd or below 4, and a data_range that is not above 0.
         """
-        _require(prediction, target, scored, inside, tile_px, data_range)
-        total = cls(tile_px, data_range, 0.0, 0, 0.0, 0, 0, np.zeros((len(SPECTRA), tile_px // 2)))
+        whole = np.zeros(target.shape, dtype=np.int64)
+        parts = cls.by_block(
+            prediction, target, scored, inside, whole, [""], tile_px=tile_px, data_range=data_range
+        )
+        return sum(parts.values(), start=cls.zero(tile_px, data_range))
+
+    @classmethod
+    def by_block(
+        cls,
+        prediction: Field, target: Field, scored: Mask, inside: Mask, block: Numbers, names: Sequence[str],
+        *, tile_px: int, data_range: float,
+    ) -> dict[str, Structure]:  # fmt: skip
+        """As :meth:`of`, kept by block: ``block`` (sample, y, x) is each pixel's place in ``names``.
+
+        SSIM and errors belong to the block of their pixel, a tile to the block of the pixel in its middle. The blocks
+        add up to :meth:`of` over everything; those without a scored pixel and without a tile are left out.
+        """
+        _require(prediction, target, scored, inside, block, tile_px, data_range)
+        ssim, ssim_px, squared_error, scored_px, tiles = np.zeros((5, len(names)))
+        power = np.zeros((len(names), len(SPECTRA), tile_px // 2))
         for sample in np.flatnonzero(scored.any(axis=(1, 2))):
             box = ndimage.find_objects(inside[sample].astype(np.int8))[0]  # the lattice of tiles starts at its corner
-            seen, within = scored[sample][box], inside[sample][box]
+            seen, within, number = scored[sample][box], inside[sample][box], block[sample][box]
             level = target[sample][box][seen].mean(dtype=np.float64)
             p, y = (np.where(seen, field[sample][box], level) for field in (prediction, target))
-            ssim, ssim_px = _ssim(p, y, seen, data_range)
-            squares = (p[seen] - y[seen]) ** 2
-            tiles, power = _spectra(p, y, seen, within, tile_px)
-            total += cls(tile_px, data_range, ssim, ssim_px, float(squares.sum()), squares.size, tiles, power)
-        return total
+            index, counted = _ssim(p, y, seen, data_range)
+            ssim += np.bincount(number[counted], index[counted], len(names))
+            ssim_px += np.bincount(number[counted], minlength=len(names))
+            squared_error += np.bincount(number[seen], (p[seen] - y[seen]) ** 2, len(names))
+            scored_px += np.bincount(number[seen], minlength=len(names))
+            for of_row, spectra in tile_spectra(p, y, seen, within, number, tile_px):
+                np.add.at(tiles, of_row, 1)
+                np.add.at(power, of_row, spectra)
+        sums = zip(names, ssim, ssim_px, squared_error, scored_px, tiles, power, strict=True)
+        return {
+            name: cls(tile_px, data_range, float(s), int(s_px), float(e), int(e_px), int(count), spectra)
+            for name, s, s_px, e, e_px, count, spectra in sums
+            if e_px + count > 0
+        }
+
+    @classmethod
+    def zero(cls, tile_px: int, data_range: float) -> Structure:
+        """Nothing seen yet."""
+        return cls(tile_px, data_range, 0.0, 0, 0.0, 0, 0, np.zeros((len(SPECTRA), tile_px // 2)))
 
     def __add__(self, other: Structure) -> Structure:
         if (self.tile_px, self.data_range) != (other.tile_px, other.data_range):
@@ -89,34 +125,32 @@ class Structure:
 
         ssim: mean structural similarity, 1 for identical fields (Wang et al. 2004, doi:10.1109/TIP.2003.819861),
         over the pixels whose whole 11 x 11 window is scored. psnr: 20 log10(data_range / rmse) in dB, infinite for
-        identical fields. spectrum_ratio: power of the prediction / power of the target in the upper half of the
-        rings; 1 is the right amount of fine texture, less is too smooth. effective_resolution_px: see
-        :func:`effective_resolution`; effective_resolution_km too where ``pixel_km``, the side of a pixel, is given
-        (ValueError unless it is above 0).
+        identical fields. spectrum_ratio, spectral_error, effective_resolution_px: as ``spectra.spectral_scores`` says;
+        effective_resolution_km too where ``pixel_km``, the side of a pixel, is given (ValueError unless it is above 0).
         """
         if pixel_km is not None and not pixel_km > 0:
             raise ValueError(f"pixel_km must be above 0, found {pixel_km}: give the side of a pixel in km")
-        found = {"ssim": math.nan, "psnr": math.nan, "spectrum_ratio": math.nan, "effective_resolution_px": math.nan}
+        found = {"ssim": math.nan, "psnr": math.nan}
         if self.ssim_px:
             found["ssim"] = self.ssim / self.ssim_px
         if self.scored_px:
             rmse = math.sqrt(self.squared_error / self.scored_px)
             found["psnr"] = 20 * math.log10(self.data_range / rmse) if rmse > 0 else math.inf
-        least = ROUNDING * self.data_range**2 * self.tiles
-        prediction, target, error = self.power
-        fine = slice(self.tile_px // 4, None)
-        if target[fine].sum() > least:
-            found["spectrum_ratio"] = float(prediction[fine].sum() / target[fine].sum())
-        if target.sum() > least:
-            found["effective_resolution_px"] = effective_resolution(self.wavenumber, target, error)
+        spectral = spectral_scores(self.power, self.least_power)
+        found |= {name: float(score) for name, score in spectral.items()}
         if pixel_km is not None:
             found["effective_resolution_km"] = found["effective_resolution_px"] * pixel_km
         return found
 
     @property
+    def least_power(self) -> float:
+        """Of what is no rounding of a constant field, summed as ``power`` is."""
+        return ROUNDING * self.data_range**2 * self.tiles
+
+    @property
     def wavenumber(self) -> Floats:
         """Of each ring, (tile_px // 2,), in cycles per px; the last is 0.5, a wave of 2 px."""
-        return np.arange(1, self.tile_px // 2 + 1) / self.tile_px
+        return ring_wavenumber(self.tile_px // 2)
 
     def spectra(self) -> dict[str, Floats]:
         """"wavenumber" (cycles per px) and power spectral density of "prediction", "target" and "error".
@@ -138,85 +172,76 @@ class Structure:
         return cls(**{**sums, "power": np.array([sums["power"][name] for name in SPECTRA], dtype=np.float64)})
 
 
-def effective_resolution(wavenumber: Floats, target: Floats, error: Floats) -> float:
-    """Shortest wavelength (px) down to which the error has at most half of the target's power.
+Blocks = Mapping[str, Structure]  # by name of the block of the map
 
-    wavenumber (cycles per px, rising), target, error: (rings,), the latter two power. The noise-to-signal ratio of
-    Ballarotta et al. 2019 (doi:10.5194/os-15-1091-2019), from long waves to short ones up to the first failure,
-    linear in wavenumber between two rings. The shortest wave of all where every ring passes; NaN where even the
-    longest fails.
+
+def merged(parts: Iterable[Blocks]) -> dict[str, Structure]:
+    """Sums by block of all parts together; those that several parts have are added."""
+    total: dict[str, Structure] = {}
+    for part in parts:
+        for block, sums in part.items():
+            total[block] = total[block] + sums if block in total else sums
+    return total
+
+
+def pooled(blocks: Blocks) -> Structure:
+    """Sums of all blocks, one at least, together."""
+    first, *others = blocks.values()
+    return sum(others, start=first)
+
+
+def averaged(parts: Sequence[Blocks]) -> dict[str, Structure]:
+    """Mean of the sums of several runs that were tested on the same pixels, block by block."""
+    n = len(parts)
+    return {
+        block: replace(
+            sums,
+            ssim=sums.ssim / n, ssim_px=sums.ssim_px // n,
+            squared_error=sums.squared_error / n, scored_px=sums.scored_px // n,
+            tiles=sums.tiles // n, power=sums.power / n,
+        )
+        for block, sums in merged(parts).items()
+    }  # fmt: skip
+
+
+def to_json(views: Mapping[str, Mapping[str, Blocks]]) -> dict[str, Any]:
+    """Sums by view, prediction and block as plain values."""
+    return {
+        view: {name: {block: sums.to_dict() for block, sums in blocks.items()} for name, blocks in of_view.items()}
+        for view, of_view in views.items()
+    }
+
+
+def from_json(values: Mapping[str, Any], view: str, prediction: str) -> dict[str, Structure]:
+    """Sums by block of one prediction, from what :func:`to_json` gave; empty where it is not there.
+
+    Files of earlier versions hold the sums of the view "test" by prediction alone: those are one block named "".
     """
-    silent = np.where(error > 0, np.inf, 0.0)  # no power in the target: no error is allowed
-    ratio = np.divide(error, target, out=silent, where=target > 0)
-    failures = np.flatnonzero(ratio > NOISE_TO_SIGNAL)
-    if failures.size == 0:
-        return float(1 / wavenumber[-1])
-    first = failures[0]
-    if first == 0:
-        return math.nan
-    share = (NOISE_TO_SIGNAL - ratio[first - 1]) / (ratio[first] - ratio[first - 1])
-    return float(1 / (wavenumber[first - 1] + share * (wavenumber[first] - wavenumber[first - 1])))
+    if "tile_px" in values.get(prediction, ()):
+        return {"": Structure.from_dict(values[prediction])} if view == "test" else {}
+    return {block: Structure.from_dict(sums) for block, sums in values.get(view, {}).get(prediction, {}).items()}
 
 
-def _ssim(prediction: Floats, target: Floats, scored: Mask, data_range: float) -> tuple[float, int]:
-    """Sum of the SSIM index of one sample (y, x), gaps filled, and over how many pixels: no gap is in their window."""
+def _ssim(prediction: Floats, target: Floats, scored: Mask, data_range: float) -> tuple[Floats, Mask]:
+    """SSIM index of one sample (y, x), gaps filled, and the pixels that count: no gap is in their window."""
     counted = ndimage.minimum_filter(scored, size=SSIM_WINDOW_PX, mode="constant", cval=False)
     if not counted.any():
-        return 0.0, 0
+        return np.zeros(scored.shape), counted
     index = structural_similarity(  # type: ignore[no-untyped-call]  # scikit-image has no annotations there
         prediction, target, full=True,
         gaussian_weights=True, sigma=1.5, use_sample_covariance=False, data_range=data_range,
     )[1]  # fmt: skip
-    return float(index[counted].sum()), int(counted.sum())
-
-
-def _spectra(
-    prediction: Floats, target: Floats, scored: Mask, inside: Mask, tile_px: int
-) -> tuple[int, Floats]:
-    """Number of tiles of one sample (y, x), and the sums of their power, (3, tile_px // 2).
-
-    Welch's method (1967, doi:10.1109/TAU.1967.1161901) in two dimensions: squares with half overlap, the mean
-    taken off, a Hann window. Each field's mean is that over the scored pixels and stands in its gaps, so that
-    neither a gap nor a constant bias around it is taken for structure.
-    """
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(tile_px) / tile_px)
-    window = np.outer(hann, hann) / (hann**2).sum()  # of unit energy
-    ring, members = _rings(tile_px)
-    count, power = 0, np.zeros((len(SPECTRA), tile_px // 2))
-    if min(target.shape) < tile_px:
-        return count, power
-    fields = (np.where(scored, field, 0) for field in (prediction, target, prediction - target))
-    rows = zip(*(_tiles(field, tile_px) for field in (inside, scored, *fields)), strict=True)
-    for within, seen, *tiles in rows:  # a row of tiles at a time keeps memory small
-        counts = within.all(axis=(1, 2)) & (seen.mean(axis=(1, 2)) >= MIN_SCORED)
-        known = seen[counts]
-        count += len(known)
-        for total, tile in zip(power, tiles, strict=True):
-            values = tile[counts]
-            mean = values.sum(axis=(1, 2), keepdims=True) / known.sum(axis=(1, 2), keepdims=True)
-            density = (np.abs(np.fft.fft2(np.where(known, values - mean, 0) * window)) ** 2).sum(axis=0)
-            total += np.bincount(ring.ravel(), density.ravel())[1 : tile_px // 2 + 1] / members
-    return count, power
-
-
-def _tiles(field: NDArray[Any], tile_px: int) -> NDArray[Any]:
-    """Squares of (y, x) with half overlap, a view (rows, columns, tile_px, tile_px)."""
-    return sliding_window_view(field, (tile_px, tile_px))[:: tile_px // 2, :: tile_px // 2]
-
-
-def _rings(tile_px: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Whole cycles a tile of each coefficient of ``fft2``, (tile_px, tile_px), and how many have 1 .. tile_px // 2."""
-    cycles = np.fft.fftfreq(tile_px, 1 / tile_px)
-    ring = np.rint(np.hypot(cycles[:, None], cycles)).astype(np.int64)
-    return ring, np.bincount(ring.ravel())[1 : tile_px // 2 + 1]
+    return index, counted
 
 
 def _require(
-    prediction: Field, target: Field, scored: Mask, inside: Mask, tile_px: int, data_range: float
+    prediction: Field, target: Field, scored: Mask, inside: Mask, block: Numbers, tile_px: int, data_range: float
 ) -> None:
-    shapes = [array.shape for array in (prediction, target, scored, inside)]
+    shapes = [array.shape for array in (prediction, target, scored, inside, block)]
     if len(set(shapes)) > 1 or target.ndim != 3:
-        raise ValueError(f"prediction, target, scored and inside must be alike (sample, y, x), found shapes {shapes}")
+        raise ValueError(
+            f"prediction, target, scored, inside and block must be alike (sample, y, x), found shapes {shapes}"
+        )
     if tile_px < 4 or tile_px % 2:
         raise ValueError(f"tile_px must be even and at least 4, found {tile_px}: tiles overlap by half")
     if not 0 < data_range < math.inf:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from sifscale import block_sums, bootstrap, noise_floor, report
+from sifscale import block_sums, bootstrap, noise_floor, report, structure
 from sifscale.audit import observed_pixels, scored_pixels
 from sifscale.config import (
     BlocksSplit,
@@ -22,11 +22,19 @@ from sifscale.config import (
     RunConfig,
 )
 from sifscale.datamodule import CropDataModule
-from sifscale.evaluation import BlockScores, FieldCollector, Fields, GroupSums, by_cell, errors_by, structures
+from sifscale.evaluation import (
+    BlockScores,
+    FieldCollector,
+    Fields,
+    GroupSums,
+    Structures,
+    by_cell,
+    errors_by,
+    structures,
+)
 from sifscale.fitting import fit_at_once, known_warnings, lightning_trainer
 from sifscale.metrics import Sums, pooled, r2_residual, skill
 from sifscale.models import parameter_count
-from sifscale.structure import Structure
 from sifscale.task import REFERENCES, DownscalingTask
 from sifscale.tracking import RunLog, is_main_process
 from sifscale.uncertainty import Spread
@@ -42,8 +50,9 @@ class Tested:
     """What a test found.
 
     views: sums by view (``VIEWS``), prediction and block. sums: those that the task kept itself
-    (``DownscalingTask.test_sums``). Under ``honest`` only: fields, predictions on the grid of the target; groups,
-    structure. spread: of runs with error bars, sums about them by view (pixels and, on a simulation, the truth).
+    (``DownscalingTask.test_sums``). Under ``honest`` only: fields, predictions on the grid of the target; groups;
+    structure, by view. spread: of runs with error bars, sums about them by view. Of structure and spread the views
+    are those of pixels and, on a simulation, of the truth.
     """
 
     views: dict[str, BlockScores]
@@ -51,7 +60,7 @@ class Tested:
     floor: noise_floor.NoiseFloor | None
     fields: Fields = field(default_factory=dict)
     groups: GroupSums = field(default_factory=dict)
-    structure: dict[str, Structure] = field(default_factory=dict)
+    structure: dict[str, Structures] = field(default_factory=dict)
     spread: dict[str, Spread] = field(default_factory=dict)
 
 
@@ -74,35 +83,44 @@ def test(
     # a simulated truth has no noise: what its semivariogram shows at the origin is ground that differs by the pixel
     floor = None if run.level == "fine" else _noise_floor(data)
     tested = Tested(views, sums, floor, fields)
-    if data.plans.parts is not None and run.protocol == "honest":
+    honest = data.plans.parts is not None and run.protocol == "honest"
+    if honest:
         tested = _with_details(run, tested, data)
     if run.level == "fine":
         views["truth"], spread["truth"] = views["test"], spread["test"]
+        if "test" in tested.structure:
+            tested.structure["truth"] = tested.structure["test"]
     elif fine is not None:
-        views["truth"], _ = _predict(run, task, ridge, fine, folder, run.finer_by("fine"))
+        views["truth"], fields = _predict(run, task, ridge, fine, folder, run.finer_by("fine"))
         spread["truth"] = task.test_spread()
+        if honest and run.evaluation.details:
+            tested.structure.update(_structures(run, fields, fine, "truth"))
     tested.spread.update({view: sums for view, sums in spread.items() if sums})
-    metrics = test_metrics(tested, pixel_km(run)) | {"perf/parameters": float(parameter_count(task.model))}
+    metrics = test_metrics(run, tested) | {"perf/parameters": float(parameter_count(task.model))}
     if run.protocol == "legacy":
         metrics["test/r2_positions"] = sums["model"].r2_positions()
     tracker.metrics(metrics)
     if is_main_process():
-        write(tested, metrics, folder, tracker)
+        write(run, tested, metrics, folder, tracker)
         show(run, f"{run.label} on {run.window.name} ({run.protocol})", tested, metrics, task.spec.units)
     return metrics, tested
 
 
-def pixel_km(run: RunConfig) -> float | None:
-    """Edge of a pixel of the target in km, where the configuration tells it."""
+def pixel_km(run: RunConfig, view: str = "test") -> float | None:
+    """Edge of a pixel of a view, that of the target or of the fine truth, in km, where the configuration tells it."""
     window = run.window
     if isinstance(window, PatchWindow):
         return window.pixel_m / 1000
     if not isinstance(window, GriddedWindow) or window.grid.pixel < 10:  # degrees
         return None
-    return window.grid.pixel / 1000 / run.finer_by(run.level)
+    return window.grid.pixel / 1000 / run.finer_by(_level(run, view))
 
 
-def test_metrics(tested: Tested, pixel_km: float | None) -> dict[str, float]:
+def _level(run: RunConfig, view: str) -> Literal["native", "fine"]:
+    return "fine" if view == "truth" else run.level
+
+
+def test_metrics(run: RunConfig, tested: Tested) -> dict[str, float]:
     """Final metrics by their names in MLflow."""
     sums, floor = tested.sums, tested.floor
     metrics: dict[str, float] = {}
@@ -114,9 +132,9 @@ def test_metrics(tested: Tested, pixel_km: float | None) -> dict[str, float]:
         metrics |= {f"{view}/{name}": found[name] for name in ERROR_BARS if np.isfinite(found[name])}
     for name, key in (("coarse_rmse", "coarse"), ("coarse_rmse_raw", "coarse_raw")):
         metrics[f"test/{name}"] = sums[key].finish()["rmse"]
-    if tested.structure:
-        structure = tested.structure["model"].finish(pixel_km)
-        metrics |= {f"test/{name}": value for name, value in structure.items() if np.isfinite(value)}
+    for view, by_name in tested.structure.items():
+        found = structure.pooled(by_name["model"]).finish(pixel_km(run, view))
+        metrics |= {f"{view}/{name}": value for name, value in found.items() if np.isfinite(value)}
     if floor:
         metrics["test/noise_sd"] = floor.noise_sd
         if floor.rmse == floor.rmse:  # NaN: coarse SIF lies on the target's own grid
@@ -139,7 +157,7 @@ def _view_metrics(blocks: BlockScores, exact: Mapping[str, Sums]) -> dict[str, f
     return metrics
 
 
-def write(tested: Tested, metrics: Mapping[str, float], folder: Path, tracker: RunLog) -> None:
+def write(run: RunConfig, tested: Tested, metrics: Mapping[str, float], folder: Path, tracker: RunLog) -> None:
     """Metrics, sums, groups and structure as JSON, in the run folder and in MLflow."""
     files: dict[str, Mapping[str, Any]] = {
         "metrics": metrics,
@@ -151,7 +169,8 @@ def write(tested: Tested, metrics: Mapping[str, float], folder: Path, tracker: R
             kind: {group: {name: s.to_dict() for name, s in by_name.items()} for group, by_name in of_kind.items()}
             for kind, of_kind in tested.groups.items()
         }
-        files["structure"] = {name: structure.to_dict() for name, structure in tested.structure.items()}
+        side_km = {view: pixel_km(run, view) for view in tested.structure}
+        files["structure"] = structure.to_json(tested.structure) | {"pixel_km": side_km}
     if tested.spread:
         files["spread"] = {view: sums.to_dict() for view, sums in tested.spread.items()}
     for name, values in files.items():
@@ -241,13 +260,20 @@ def _with_details(run: RunConfig, tested: Tested, data: CropDataModule) -> Teste
             tested.views["cells"] = cells
     if not run.evaluation.details:
         return tested
-    edge = run.finer_by(run.level) * min(run.split.block) if isinstance(run.split, BlocksSplit) else min(features.shape)
-    tile_px = min(edge, LARGEST_TILE_PX) // 2 * 2
     return replace(
         tested,
         groups=errors_by(tested.fields, features, parts),
-        structure=structures(tested.fields, features, parts, tile_px) if tile_px >= 4 else {},
+        structure=_structures(run, tested.fields, data, "test"),
     )
+
+
+def _structures(run: RunConfig, fields: Fields, data: CropDataModule, view: str) -> dict[str, Structures]:
+    """Structure of predicted fields, by view; empty where the test part is too small for tiles of spectra."""
+    features, parts, zoom = data.features, data.plans.parts, run.finer_by(_level(run, view))
+    assert parts is not None
+    edge = zoom * min(run.split.block) if isinstance(run.split, BlocksSplit) else min(features.shape)
+    tile_px = min(edge, LARGEST_TILE_PX) // 2 * 2
+    return {view: structures(fields, features, parts, _blocks(run, data, zoom), tile_px)} if tile_px >= 4 else {}
 
 
 def _ridge(run: RunConfig, task: DownscalingTask, data: CropDataModule) -> DownscalingTask | None:
