@@ -74,7 +74,7 @@ def test_a_sweep_started_again_runs_only_what_is_new(
     assert first.info.run_name == "sweep of seed" and len(jobs) == 2
 
     capsys.readouterr()
-    sweep("second", "model=nearest,bilinear", "seed=0,1", "split.folds=0", "trainer.memory_limit_mb=1999")
+    sweep("second", "model=nearest,bilinear", "seed=0,1", "split.folds=0", "dask.workers=1")
     parents, jobs = runs_of(workplace, "again")
     assert [run.info.status for run in parents] == ["FINISHED"] * 2 and len(jobs) == 4
     assert capsys.readouterr().out.count("not repeated") == 2

@@ -67,11 +67,12 @@ NOT_RUN = {  # modules that a stage's entry point imports for other steps and wi
     "comparison": SOUNDINGS - {"sources/troposif.py"} | {
         f"{name}.py"
         for name in (
-            "arm_tables", "arms", "choices", "comparison_figures", "comparison_page", "config/explain_sections",
-            "config/no_result", "config/predict_sections", "config/uncertainty_sections", "effects",
-            "footprint_kernels", "footprints", "grid", "html_report", "map_file", "processes", "results",
+            "arm_structures", "arm_tables", "arms", "choices", "compiled", "comparison_figures", "comparison_page",
+            "config/explain_sections", "config/no_result", "config/predict_sections", "config/uncertainty_sections",
+            "effects", "footprint_kernels", "footprints", "grid", "html_report", "map_file", "processes", "results",
             "run_comparison", "soundings_check", "soundings_figures", "soundings_matching", "soundings_scores",
-            "sources/__init__", "sources/oco", "study_runs", "system_metrics", "tracking", "tracking_store", "whole",
+            "sources/__init__", "sources/oco", "spectra", "structure", "study_runs", "system_metrics", "tracking",
+            "tracking_store", "whole",
         )  # fmt: skip
     },
 }

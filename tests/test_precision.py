@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sifscale.precision import computed_in
+from sifscale.precision import Precision, computed_in
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("accelerator", ["cpu", "gpu", "auto"])
-def test_what_is_said_counts(precision: str, accelerator: str) -> None:
+def test_what_is_said_counts(precision: Precision, accelerator: str) -> None:
     assert computed_in(precision, accelerator) == precision
 
 

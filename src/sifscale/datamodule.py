@@ -11,14 +11,16 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
 
+# Offered here too: what reads batches needs no other room.
+from sifscale.batch_order import BatchOrder as BatchOrder
 from sifscale.config import ConfigError, Normalisation
+from sifscale.crop_batches import Batch as Batch
+from sifscale.crop_batches import CropBatches as CropBatches
+from sifscale.crop_batches import CropLoader
 from sifscale.crops import CropPlan, Plans, covering_crops
 from sifscale.features import FeatureCube
-from sifscale.splits import NOWHERE, TEST, TRAIN
-
-Batch = dict[str, Tensor]
+from sifscale.splits import NOWHERE, TRAIN
 
 
 @dataclass(frozen=True)
@@ -78,94 +80,6 @@ def training_pixels(plans: Plans, features: FeatureCube, normalisation: Normalis
     return plans.train.covered(shape) if plans.parts is None else plans.parts == TRAIN
 
 
-class CropBatches(Dataset[Batch]):
-    """A batch for a list of crop numbers: one gather a batch, no work a crop in Python workers."""
-
-    def __init__(
-        self, features: FeatureCube, plan: CropPlan, parts: NDArray[np.int8] | None, part: int = TEST
-    ) -> None:
-        self.features, self.plan, self.parts, self.part = features, plan, parts, part
-
-    def __len__(self) -> int:
-        return len(self.plan)
-
-    def __getitem__(self, numbers: list[int]) -> Batch:
-        """predictors (B, C, H, W); coarse, target, weight (B, 1, H, W) float32; valid, scored (B, 1, H, W) bool.
-
-        valid: target observed. scored: valid, in the core of the crop and, where parts are given, in ``part``.
-        crop (B,): the numbers. footprint_weights (B, H / block, W / block, k, k) float32, where the feature cube has
-        them. Values are physical, gaps NaN: the task normalises and fills them.
-        """
-        size, features = self.plan.size, self.features
-        rows = self.plan.table[numbers]
-        cut = [(s, slice(y, y + size), slice(x, x + size)) for s, y, x in rows[:, :3].tolist()]
-        valid = np.stack([features.valid[at] for at in cut])
-        scored = valid & self._cores(rows)
-        if self.parts is not None:
-            scored &= np.stack([self.parts[at] == self.part for at in cut])
-        batch = {
-            "predictors": torch.from_numpy(np.stack([features.predictors[s, :, y, x] for s, y, x in cut])),
-            "coarse": torch.from_numpy(np.stack([features.coarse[at] for at in cut]))[:, None],
-            "target": torch.from_numpy(np.stack([features.target[at] for at in cut]))[:, None],
-            "weight": torch.from_numpy(np.stack([features.weight[at] for at in cut]))[:, None],
-            "valid": torch.from_numpy(valid)[:, None],
-            "scored": torch.from_numpy(scored)[:, None],
-            "crop": torch.tensor(numbers),
-        }
-        if features.footprint_weights is not None:
-            batch["footprint_weights"] = torch.from_numpy(np.stack([self._of_cells(at) for at in cut]))
-        return batch
-
-    def _of_cells(self, at: tuple[int, slice, slice]) -> NDArray[np.float32]:
-        """Footprint weights of the native cells that make up a crop; crops never cut a cell."""
-        block_px = self.features.block_px
-        rows, columns = (slice(along.start // block_px, along.stop // block_px) for along in at[1:])
-        weights: NDArray[np.float32] = self.features.footprint_weights[at[0], rows, columns]
-        return weights
-
-    def _cores(self, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
-        at = np.arange(self.plan.size)
-        y, x = rows[:, 1, None] + at, rows[:, 2, None] + at
-        in_y = (y >= rows[:, 3, None]) & (y < rows[:, 5, None])
-        in_x = (x >= rows[:, 4, None]) & (x < rows[:, 6, None])
-        return in_y[:, :, None] & in_x[:, None, :]
-
-
-class BatchOrder(Sampler[list[int]]):
-    """Lists of crop numbers; shuffled by (seed, epoch) alone, so that a resumed run has the same batches.
-
-    With several processes each takes every world-th crop; shuffled, all take equally many, so that none waits
-    for another (up to world - 1 crops are left out, others each epoch). Lightning calls ``set_epoch``. seed
-    None: in order, each crop once.
-    """
-
-    def __init__(self, crops: int, batch_size: int, seed: int | None, rank: int = 0, world: int = 1) -> None:
-        if seed is not None and crops < world:
-            raise ConfigError(
-                [f"trainer.devices: must not exceed the number of training crops, {crops} (found {world})"]
-            )
-        self.crops, self.batch_size, self.seed, self.rank, self.world = crops, batch_size, seed, rank, world
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order of this epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return -(-len(self._mine()) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        mine = self._mine()
-        for start in range(0, len(mine), self.batch_size):
-            yield mine[start : start + self.batch_size].tolist()
-
-    def _mine(self) -> NDArray[np.intp]:
-        if self.seed is None:
-            return np.arange(self.rank, self.crops, self.world)
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.crops)
-        return order[self.rank :: self.world][: self.crops // self.world]
-
-
 class CropDataModule(pl.LightningDataModule):
     """Batches of a run's crop plans, with flips and quarter turns of training crops where asked for."""
 
@@ -178,15 +92,15 @@ class CropDataModule(pl.LightningDataModule):
         self.features, self.plans, self.batch_size, self.seed = features, plans, batch_size, seed
         self._turn = _Dihedral() if augment else None
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> CropLoader:
         """Shuffled anew each epoch."""
         return self._loader(self.plans.train, None, self.seed)
 
-    def val_dataloader(self) -> DataLoader[Batch] | list[Any]:
+    def val_dataloader(self) -> CropLoader | list[Any]:
         """Validation crops in order; empty where the split has none."""
         return self._loader(self.plans.validation, None, None) if self.plans.validation else []
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> CropLoader:
         """Test crops in order; each pixel of the test part is scored once."""
         return self._loader(self.plans.test, self.plans.parts, None)
 
@@ -202,12 +116,12 @@ class CropDataModule(pl.LightningDataModule):
             parts = np.where(plans.train.covered(valid.shape), TRAIN, NOWHERE).astype(np.int8)
         plan = covering_crops(parts == part, valid, plans.train.size, self.features.block_px)
         crops = CropBatches(self.features, plan, parts, part)
-        return (crops[numbers] for numbers in BatchOrder(len(crops), self.batch_size, None))
+        return iter(CropLoader(crops, BatchOrder(len(crops), self.batch_size, None)))
 
-    def _loader(self, plan: CropPlan, parts: NDArray[np.int8] | None, seed: int | None) -> DataLoader[Batch]:
+    def _loader(self, plan: CropPlan, parts: NDArray[np.int8] | None, seed: int | None) -> CropLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        order = BatchOrder(len(plan), self.batch_size, seed, rank, world)
-        return DataLoader(CropBatches(self.features, plan, parts), sampler=order, batch_size=None)
+        crops = CropBatches(self.features, plan, parts, mixed=seed is not None)
+        return CropLoader(crops, BatchOrder(len(plan), self.batch_size, seed, rank, world, crops.pool))
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Random numbers of a training batch (turns, dropout) depend on (seed, epoch, batch) only.

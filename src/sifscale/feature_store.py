@@ -5,6 +5,7 @@ Every run of a sweep with the same cube and feature options reads the same store
 
 from __future__ import annotations
 
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,20 @@ from typing import Any
 import numpy as np
 import xarray as xr
 import zarr
+from zarr.codecs import BloscCodec
 
 from sifscale.config import digest
 from sifscale.features import Channel, FeatureCube
 from sifscale.whole import remove_leftovers, temporary
 
+log = logging.getLogger(__name__)
+
 FEATURES_VERSION = 3  # raise when the same config makes other numbers: old feature cubes are then left alone
 FIELDS = ("coarse", "target", "valid", "weight")  # (sample, y, x), as in FeatureCube
 WEIGHT_DIMS = ("sample", "cell_y", "cell_x")  # of footprint weights, before those of the pixels around a cell
 CHUNK_CELLS = 16  # of footprint weights along an edge, about what a crop needs
+# Little smaller than raw numbers and little slower to read, but codes, classes and masks become small.
+COMPRESSOR = BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle")
 
 
 def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
@@ -56,11 +62,12 @@ def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
             "cover_names": list(features.cover_names),
         },
     )
+    encoding = {name: {"compressors": COMPRESSOR} for name in dataset.data_vars}
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     partial = temporary(path)
     try:
-        dataset.to_zarr(partial, mode="w-", zarr_format=3, consolidated=False)
+        dataset.to_zarr(partial, mode="w-", zarr_format=3, consolidated=False, encoding=encoding)
         partial.rename(path)
     except OSError:
         if not path.exists():  # else another job was first
@@ -75,11 +82,15 @@ def _by_cells(weights: Any) -> Any:
 
 
 def open_features(path: Path, memory_limit_mb: int) -> FeatureCube:
-    """A materialised feature cube: in memory where it fits the limit, else Zarr arrays read crop by crop."""
+    """A materialised feature cube: in memory where it fits the limit, else Zarr arrays; says so in the log."""
     group = zarr.open_group(path, mode="r")
     names = ("predictors", *FIELDS, "cover", "footprint_weights")
     arrays: dict[str, Any] = {name: group[name] for name in names if name in group}
-    if sum(array.nbytes for array in arrays.values()) <= memory_limit_mb * 1e6:
+    size_mb = sum(array.nbytes for array in arrays.values()) / 1e6
+    fits = size_mb <= memory_limit_mb
+    how = "kept in memory" if fits else "stays on disk, crops are cut from chunks read ahead"
+    log.info("feature cube of %.1f MB: %s (trainer.memory_limit_mb = %d)", size_mb, how, memory_limit_mb)
+    if fits:
         arrays = {name: array[:] for name, array in arrays.items()}
     attrs: dict[str, Any] = dict(group.attrs)
     return FeatureCube(
@@ -89,5 +100,6 @@ def open_features(path: Path, memory_limit_mb: int) -> FeatureCube:
         places=tuple(attrs["places"]),
         times=np.array(attrs["times"], dtype="datetime64[ns]"),
         cover_names=tuple(attrs["cover_names"]),
+        memory_limit_mb=memory_limit_mb,
         **arrays,
     )

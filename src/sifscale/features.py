@@ -52,7 +52,8 @@ class FeatureCube:
     (Dask), or NumPy or Zarr arrays once opened from a store. ``shape`` (y, x) is that of the cube, before
     padding. ``cover``, where known: class of each pixel, int8, in ``cover_names``; no model reads it.
     ``footprint_weights`` (sample, y // block_px, x // block_px, ky, kx), where asked for: what each fine pixel counts
-    in a native cell, 0 in cells that were not observed; see the room of that name.
+    in a native cell, 0 in cells that were not observed; see the room of that name. ``memory_limit_mb``: how much of
+    arrays that stay on disk may be held in memory.
     """
 
     channels: tuple[Channel, ...]
@@ -68,6 +69,7 @@ class FeatureCube:
     cover: Any = None
     cover_names: tuple[str, ...] = ()
     footprint_weights: Any = None
+    memory_limit_mb: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -75,7 +77,9 @@ class FeatureCube:
         return [channel.name for channel in self.channels]
 
     def select(self, names: list[str]) -> FeatureCube:
-        """The same cube with only these channels, in this order; reads the predictors."""
+        """The same cube with only these channels, in this order; reads the predictors unless it changes nothing."""
+        if names == self.names:
+            return self
         index = [self.names.index(name) for name in names]
         channels = tuple(self.channels[i] for i in index)
         return replace(self, channels=channels, predictors=np.asarray(self.predictors)[:, index])

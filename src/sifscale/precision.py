@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 
+Precision: TypeAlias = Literal["32-true", "bf16-mixed", "16-mixed"]
 
-def computed_in(precision: str, accelerator: str) -> str:
+
+def computed_in(precision: Literal["auto"] | Precision, accelerator: str) -> Precision:
     """Lightning's name of what ``trainer.precision=auto`` stands for on this machine; any other is returned as it is.
 
     bf16-mixed where the processor multiplies bfloat16 by itself (CPUs with AVX-512 BF16 or AMX, NVIDIA GPUs from Ampere

@@ -12,7 +12,6 @@ NO_RESULT = (
     "again",
     "trainer.progress",
     "trainer.threads",
-    "trainer.memory_limit_mb",
 )
 
 

@@ -1,0 +1,182 @@
+"""Crops of a feature cube that stays on disk: whole chunks, read ahead into a pool that a memory limit bounds.
+
+A window is a square of chunks with the border that its crops reach into: each crop lies wholly in one window,
+wherever it is. See docs/decisions/0013.
+"""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.storage import LocalStore
+
+from sifscale.buffers import Buffers
+from sifscale.config import ConfigError
+from sifscale.crops import CropPlan
+from sifscale.features import FeatureCube
+
+if TYPE_CHECKING:
+    import tensorstore
+
+log = logging.getLogger(__name__)
+
+SLOTS = 6  # windows that a training batch is mixed from at least, where the limit allows: they are made that small
+AHEAD = 1  # windows that are read before they are needed
+DECODING = 3  # as much again for undecoded chunks of the window that is being read
+FIELDS = ("predictors", "coarse", "target", "valid", "weight", "footprint_weights")
+
+
+def on_disk(features: FeatureCube) -> bool:
+    """Whether the cube was too large for memory."""
+    return isinstance(features.coarse, zarr.Array)
+
+
+class ChunkPool:
+    """At most ``slots + AHEAD`` windows in memory, read by a thread in the order in which they are needed.
+
+    home (crop,): number of each crop's window. boxes (window, 5): sample, y0, x0, y1, x1: what its crops reach, in px.
+    mixed: for crops in a mixed order rather than in that of the plan; ConfigError where the limit is too small.
+    """
+
+    def __init__(self, features: FeatureCube, plan: CropPlan, *, mixed: bool) -> None:
+        self.features, self.plan = features, plan
+        self._fields = {name: field for name in FIELDS if (field := getattr(features, name)) is not None}
+        self.edge_px, self.slots = _layout(features, plan.size, mixed)
+        self.home, self.boxes = _windows(plan, self.edge_px)
+        self._held: dict[int, Future[FeatureCube]] = {}
+        self._reader: ThreadPoolExecutor | None = None
+        self._memory = self._empty()
+        self.follow(np.arange(len(plan)))
+
+    def follow(self, order: NDArray[np.intp]) -> None:
+        """The crops that will be asked for, in this order; each once."""
+        turns, first = np.unique(self.home[order], return_index=True)
+        _, before_end = np.unique(self.home[order[::-1]], return_index=True)
+        by_first = np.argsort(first)
+        self._turns, self._last = turns[by_first], len(order) - 1 - before_end[by_first]
+        self._place = np.zeros(len(self.plan), np.intp)
+        self._place[order] = np.arange(len(order))
+
+    def prepare(self, number: int) -> None:
+        """Start reading what this crop and those after it need, and forget what was needed only before it."""
+        held = self.slots + AHEAD if self.slots else 0
+        wanted = self._turns[self._last >= self._place[number]][:held].tolist()
+        for window in self._held.keys() - set(wanted):
+            self._held.pop(window).cancel()
+        for window in wanted:
+            if window not in self._held:
+                self._reader = self._reader or ThreadPoolExecutor(1, "chunks")
+                self._held[window] = self._reader.submit(self._read, *self.boxes[window].tolist())
+
+    def crop(self, number: int) -> tuple[FeatureCube, int, int, int]:
+        """A cube that holds the crop, and its sample, y0 and x0 there; only until ``prepare`` is called again."""
+        window = int(self.home[number])
+        if window not in self._held:
+            self.prepare(number)
+        sample, y, x = self.plan.table[number, :3].tolist()
+        if window not in self._held:  # more are in use than there are slots
+            return self.features, sample, y, x
+        y0, x0 = self.boxes[window, 1:3].tolist()
+        return self._held[window].result(), 0, y - y0, x - x0
+
+    def release(self) -> None:
+        """Give the memory back, until a crop is asked for."""
+        if self._reader is not None:
+            self._reader.shutdown(cancel_futures=True)
+        self._reader = None
+        self._held.clear()
+        self._memory = self._empty()
+
+    def _empty(self) -> dict[str, Buffers]:
+        """Memory for windows of one size, of which none is taken."""
+        pixels = int(np.prod(self.boxes[:, 3:] - self.boxes[:, 1:3], axis=1).max(initial=0))
+        all_px = self.features.coarse.size
+        return {name: Buffers(pixels * field.nbytes // all_px) for name, field in self._fields.items()}
+
+    def _read(self, sample: int, y0: int, x0: int, y1: int, x1: int) -> FeatureCube:
+        """A part of one sample, in memory: all fields at once."""
+        import tensorstore
+
+        block = self.features.block_px
+        pixels = slice(y0, y1), slice(x0, x1)
+        cells = slice(y0 // block, -(-y1 // block)), slice(x0 // block, -(-x1 // block))
+        parts: dict[str, Any] = {"cover": None}
+        waiting = []
+        for name, field in self._fields.items():
+            where = cells if name == "footprint_weights" else pixels
+            where = (slice(sample, sample + 1), *((slice(None),) if name == "predictors" else ()), *where)
+            if isinstance(field, zarr.Array):
+                chosen = self._stores[name][where].translate_to[0]
+                parts[name] = self._memory[name].take(chosen.shape, field.dtype)
+                waiting.append(tensorstore.array(parts[name], copy=False, write=True).write(chosen))
+            else:  # made in memory
+                parts[name] = field[where]
+        for written in waiting:
+            written.result()
+        return replace(self.features, **parts)
+
+    @cached_property
+    def _stores(self) -> dict[str, tensorstore.TensorStore]:
+        return {name: _reopened(field) for name, field in self._fields.items() if isinstance(field, zarr.Array)}
+
+
+def _reopened(array: zarr.Array[Any]) -> tensorstore.TensorStore:
+    """The same array for TensorStore, which reads beside Python, not within its lock."""
+    import tensorstore
+
+    store = array.store
+    assert isinstance(store, LocalStore)
+    where = {"driver": "file", "path": str(store.root / array.path)}
+    return tensorstore.open({"driver": "zarr3", "kvstore": where}, open=True, read=True).result()
+
+
+def _layout(features: FeatureCube, size: int, mixed: bool) -> tuple[tuple[int, int], int]:
+    """Edges (y, x) of a window without its border, in px, and how many fit; as large as leaves enough of them.
+
+    Enough is SLOTS for crops in a mixed order, and else a row of windows, so that each is read once.
+    """
+    shape = features.coarse.shape[1:]
+    fields = [field for name in FIELDS if isinstance(field := getattr(features, name), zarr.Array)]
+    bytes_per_px: float = sum(field.nbytes for field in fields) / features.coarse.size
+    limit, chunk = features.memory_limit_mb * 1e6, features.coarse.chunks[1:]
+
+    def bytes_of(chunks: int) -> float:
+        y, x = (int(min(chunks * along + size, n)) for along, n in zip(chunk, shape, strict=True))
+        return y * x * bytes_per_px
+
+    chunks = 1
+    while chunks * min(chunk) < max(shape):
+        enough = SLOTS if mixed else -(-shape[1] // ((chunks + 1) * chunk[1])) + 1
+        if (enough + AHEAD + DECODING) * bytes_of(chunks + 1) > limit:
+            break
+        chunks += 1
+    slots = max(int(limit // bytes_of(chunks)) - AHEAD - DECODING, 0)
+    if not slots:
+        needed = int((1 + AHEAD + DECODING) * bytes_of(1) / 1e6) + 1
+        fault = (
+            f"trainer.memory_limit_mb: must be at least {needed} for crops of {size} px from chunks of "
+            f"{chunk[0]} x {chunk[1]} px (found {features.memory_limit_mb})"
+        )
+        if mixed:
+            raise ConfigError([fault])
+        log.warning("%s; until then they are read one by one, which is slow", fault)
+    return (chunks * chunk[0], chunks * chunk[1]), slots
+
+
+def _windows(plan: CropPlan, edge_px: tuple[int, int]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Number of the window of each crop (crop,), by its upper-left pixel; and the windows' boxes (window, 5)."""
+    corner = plan.table[:, :3].astype(np.intp)
+    square = corner // (1, *edge_px)
+    key = np.ravel_multi_index(tuple(square.T), tuple(square.max(0, initial=0) + 1))
+    found, first, home = np.unique(key, return_index=True, return_inverse=True)
+    lower, upper = np.full((len(found), 2), np.iinfo(np.intp).max), np.zeros((len(found), 2), np.intp)
+    np.minimum.at(lower, home, corner[:, 1:])
+    np.maximum.at(upper, home, corner[:, 1:] + plan.size)
+    return home, np.column_stack([square[first, 0], lower, upper])
