@@ -2,8 +2,8 @@
 
     python benchmarks/training.py [--rounds 3] [--epochs 2] [--threads 0] [--json PATH]
 
-Both ways are whole runs of ``train.py``; the rates are those that the runs logged. They take turns, so that a busy machine
-slows both. Beside them the scores, since a rate that costs accuracy is none.
+Both ways are whole runs of ``train.py``; the rates are those that the runs logged. They take turns, so that a busy
+machine slows both. Beside them the scores, since a rate that costs accuracy is none.
 """
 
 from __future__ import annotations
