@@ -11,6 +11,7 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight more processes a server, for jobs that are not ours
 
 import functools
+import logging
 import multiprocessing
 import runpy
 import sqlite3
@@ -144,6 +145,8 @@ class Workplace:
         """``python train.py`` in this process; a refusal leaves it as SystemExit."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [TRAIN, *words])
+            # Hydra's write to the streams of this test, and must not outlive it
+            patch.setattr(logging.root, "handlers", list(logging.root.handlers))
             runpy.run_path(TRAIN, run_name="__main__")
 
     def start(self, *words: str) -> BaseProcess:
