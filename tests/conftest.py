@@ -93,6 +93,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
 
 
+@pytest.fixture(autouse=True)
+def open_log_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No handler of Hydra outlives the test whose captured stream it writes to."""
+    kept = [one for one in logging.root.handlers if not getattr(getattr(one, "stream", None), "closed", False)]
+    monkeypatch.setattr(logging.root, "handlers", kept)
+
+
 @pytest.fixture(scope="session")
 def shared_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where tests find and put the tiny windows' cubes and features: one folder for all processes of a test run."""
