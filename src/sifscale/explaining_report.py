@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from sifscale.attribution import Attribution, contributions
 from sifscale.explaining_figures import Bar
 from sifscale.importance import NO_CLASS, Channels, Exchanged, Importance, by_cover, group_of
 from sifscale.metrics import Sums
-from sifscale.whole import write_text
+from sifscale.whole import write_json, write_text
 
 NAME = "importance.json"  # by which a folder is known as an explanation
 MAPPED = 5  # channels of an attribution map, those that add most
@@ -112,7 +111,7 @@ def write(explained: Explained, folder: Path) -> None:
         "integrated_gradients": gradients,
         "importance": found,
     }
-    write_text(folder / NAME, json.dumps(_without_nan(content), indent=1))
+    write_json(folder / NAME, content)
     write_text(folder / "importance.csv", pd.DataFrame(found).to_csv(index=False, float_format="%.6g"))
     for name, figure in pictures(explained).items():
         figures.save(figure, folder / f"{name}.png")
@@ -217,12 +216,3 @@ def _with_error(value: float, error: float, sign: str = "") -> str:
 
 def _percent(share: float, sign: str = "") -> str:
     return f"{share:{sign}.1%}" if math.isfinite(share) else "-"
-
-
-def _without_nan(content: Any) -> Any:
-    """JSON knows neither NaN nor infinity: null in their place."""
-    if isinstance(content, Mapping):
-        return {key: _without_nan(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_without_nan(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +22,7 @@ from sifscale.soundings_matching import Read, match, read_tables
 from sifscale.soundings_scores import LABELS, LEAST_BLOCKS, Scored, difference, score, sums_by_block
 from sifscale.sources import file_sha256
 from sifscale.sources.soundings import SIF_UNITS
-from sifscale.whole import write_text
+from sifscale.whole import write_json, write_text
 
 _LEAST_CELLS = 10  # fewer means say little
 MAP, COARSE, CELLS = "map", "native SIF, not made finer", "map, means over native cells"
@@ -58,9 +57,9 @@ def check_map(config: CompareConfig) -> None:
     kept["sample_start"], kept["sample_end"] = days[:, 0], days[:, 1]
     write_text(folder / "soundings.csv", kept.to_csv(index=False))
     found: dict[str, Any] = {name: one.to_json() for name, one in scored.items()}
-    found["rmse_map_less_native"] = None if gain is None else _plain(asdict(gain))
+    found["rmse_map_less_native"] = None if gain is None else asdict(gain)
     content = {"scores": found, "units": SIF_UNITS, "left_out": left_out, "notes": notes, **about}
-    write_text(folder / "scores.json", json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_json(folder / "scores.json", content)
     _draw(folder, matched, scored, drawn)
     report.show(f"check: {folder}")
 
@@ -217,7 +216,3 @@ def _draw(
     corners, unit, aspect = drawn
     where = differences(corners, sounding, panels[MAP], units=SIF_UNITS, axis_units=unit, aspect=aspect)
     figures.save(where, folder / "differences.png")
-
-
-def _plain(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if np.isfinite(value) else None for name, value in values.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,11 +56,10 @@ class Scored:
         low, high = self.intervals.get(name, (np.nan, np.nan))
         return f"{value:.4f}" + (f" [{low:.4f}, {high:.4f}]" if np.isfinite(low + high) else "")
 
-    def to_json(self) -> dict[str, object]:
-        """Everything as plain values, None where there is no number."""
-        plain = {name: value if np.isfinite(value) else None for name, value in self.values.items()}
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain values; NaN where there is no number."""
         ends = {name: list(ends) for name, ends in self.intervals.items() if np.isfinite(sum(ends))}
-        return {**plain, "blocks": self.blocks, "intervals_95": ends}
+        return {**self.values, "blocks": self.blocks, "intervals_95": ends}
 
 
 def score(predicted: Values, sounding: Values, error: Values, block: Sequence[str]) -> Scored:

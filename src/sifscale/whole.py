@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import math
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +40,11 @@ def write_text(path: Path, text: str) -> None:
     with written_beside(path) as partial:
         partial.write_text(text, encoding="utf-8")
         take_name(partial, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all; null stands for NaN and infinity, which JSON does not know."""
+    write_text(path, json.dumps(_without_nan(content), indent=1, allow_nan=False) + "\n")
 
 
 def take_name(partial: Path, path: Path) -> None:
@@ -74,6 +82,14 @@ def remove_leftovers(path: Path) -> None:
                 shutil.rmtree(leftover, ignore_errors=True)
             else:
                 leftover.unlink(missing_ok=True)
+
+
+def _without_nan(content: Any) -> Any:
+    if isinstance(content, Mapping):
+        return {key: _without_nan(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [_without_nan(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def _is_alive(process: int) -> bool:
