@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -164,13 +165,14 @@ def test_codes_far_from_the_origin(
 
 
 @pytest.mark.parametrize("method", lbp.METHODS)
-@pytest.mark.parametrize("tile", [(1, 1), (5, 16), (64, 1024)])
+@pytest.mark.parametrize(("tile_px", "tile_width_px"), [(1, 1), (80, 16), (4096, 256)])
 def test_tiles_threads_and_worker_threads_leave_no_trace(
-    method: str, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    method: str, tile_px: int, tile_width_px: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     field = np.random.default_rng(1).integers(0, 5, (2, 71, 43)).astype(np.float32)
     field[0, 40, 3] = np.nan
-    monkeypatch.setattr(lbp, "TILE_PX", tile)
+    monkeypatch.setattr(lbp, "TILE_PX", tile_px)
+    monkeypatch.setattr(lbp, "TILE_WIDTH_PX", tile_width_px)
     with ThreadPoolExecutor(1) as pool:
         alone = pool.submit(lbp.codes, field, 8, 1.0, method).result()
     monkeypatch.setattr(lbp, "SHARE", 1)
@@ -365,6 +367,18 @@ def test_import_does_not_compile() -> None:
 def test_import_where_no_folder_can_keep_compiled_code() -> None:
     # The one place left to numba is a zip file's, which this package is not.
     run_python("from sifscale import lbp_kernels", NUMBA_CACHE_LOCATOR_CLASSES="ZipCacheLocator")
+
+
+def test_a_forked_process_has_threads_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lbp, "SHARE", 1)
+    monkeypatch.setattr(config, "NUMBA_NUM_THREADS", 2)
+    field = np.random.default_rng(0).normal(size=(2, 99, 99))
+    found, _ = lbp.codes(field, 8, 1.0, "default")
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # ends it, should it wait for threads that it does not have
+        os._exit(0 if np.array_equal(lbp.codes(field, 8, 1.0, "default")[0], found) else 1)
+    assert os.waitpid(child, 0)[1] == 0
 
 
 def test_shapes_dtypes_and_strides_share_compiled_code() -> None:

@@ -6,8 +6,8 @@ Pietikäinen (2006), doi:10.1109/TPAMI.2006.244; numerical conventions: scikit-i
 
 from __future__ import annotations
 
-import itertools
 import math
+import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
@@ -29,8 +29,20 @@ ENCODING_METHODS = {
 MAX_POINTS = 32  # a code is held in a uint32
 MAX_RADIUS_PX = 1_000  # far beyond any use; keeps scratch memory, a tile and its halo, small
 MAX_ONEHOT_PLANES = 64
-TILE_PX = (64, 1024)  # rows, columns at most: about 700 kB of scratch memory
-SHARE = 1 << 18  # a thread's least work, in neighbours: about 0.1 ms
+TILE_PX = 4096  # about 200 kB of scratch memory
+TILE_WIDTH_PX = 256  # at most; the longer the rows, the fewer loops
+SHARE = 1 << 17  # a thread's least work, in neighbours: about 40 us, where to wake it takes 15
+
+
+def _groups(dy: NDArray[np.float64], on_pixel: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Points on pixels in fours (n, 4), the others in pairs (n, 2) that share rows; the last of a group repeated."""
+    rows: dict[float, list[int]] = {}
+    for point in np.flatnonzero(~on_pixel):
+        rows.setdefault(float(dy[point]), []).append(int(point))
+    pairs = [point for shared in rows.values() for point in [*shared, *shared[-1:] * (len(shared) % 2)]]
+    fours = np.flatnonzero(on_pixel)
+    fours = np.pad(fours, (0, -fours.size % 4), "edge") if fours.size else fours
+    return fours.reshape(-1, 4), np.array(pairs, np.int64).reshape(-1, 2)
 
 
 @lru_cache(maxsize=16)
@@ -48,15 +60,26 @@ def _circle(points: int, radius: float, shape: tuple[int, int], origin_px: tuple
     x = np.arange(origin_px[1], origin_px[1] + shape[1]) + dx[:, None]
     fraction_y, fraction_x = y - np.floor(y), x - np.floor(x)
     fy, fx = dy - np.floor(dy), dx - np.floor(dx)
-    weights = np.stack([(1 - fy) * (1 - fx), (1 - fy) * fx, fy * (1 - fx), fy * fx], axis=1).astype(np.float32)
+    weights = np.stack([1 - fy, fy, 1 - fx, fx], axis=1).astype(np.float32)
     off = max(np.abs(fraction_y - fy[:, None]).max(), np.abs(fraction_x - fx[:, None]).max())
     reach = (touched[:, 0].min(), touched[:, 0].max(), touched[:, 1].min(), touched[:, 1].max())
-    return corners, fraction_y, fraction_x, weights, float(off), np.unique(touched, axis=0), reach
+    touched = np.unique(touched, axis=0)
+    on, between = _groups(dy, (corners[:, 0] == corners[:, 1]) & (corners[:, 2] == corners[:, 3]))
+    return corners, fraction_y, fraction_x, weights, float(off), touched, reach, on, between
+
+
+@lru_cache(maxsize=1)
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Threads that are kept, for to start one takes as long as a small field; a forked process needs its own."""
+    return ThreadPoolExecutor(threads - 1, f"lbp-{process}")
 
 
 def _fill(layers: NDArray[Any], circle: Circle, method: int, out: NDArray[Any], valid: NDArray[np.bool_]) -> None:
     """Run the kernel on shares of the tiles side by side."""
-    tiles = -(-layers.shape[1] // TILE_PX[0]), -(-layers.shape[2] // TILE_PX[1])
+    top, bottom = circle[6][:2]
+    across = -(-layers.shape[2] // TILE_WIDTH_PX)
+    rows = max(1, TILE_PX // -(-layers.shape[2] // across), bottom - top)  # not lower than its surroundings
+    tiles = -(-layers.shape[1] // rows), across
     total = layers.shape[0] * tiles[0] * tiles[1]
     fill = partial(fill_tiles, layers, circle, method, tiles, out, valid)
     most: int = vars(config)["NUMBA_NUM_THREADS"]  # this process's cores, or what the environment says
@@ -65,10 +88,16 @@ def _fill(layers: NDArray[Any], circle: Circle, method: int, out: NDArray[Any], 
     if threads <= 1 or threading.current_thread() is not threading.main_thread():
         fill(0, total)
         return
-    edges = [total * share // threads for share in range(threads + 1)]
-    with ThreadPoolExecutor(threads - 1) as pool:  # this thread does its share too
-        others = [pool.submit(fill, *share) for share in itertools.pairwise(edges[1:])]
-        fill(0, edges[1])
+    # Several shares a thread, taken as each gets to them, for a thread may start late or be held up.
+    count = min(4 * threads, total)
+    shares = iter([(total * share // count, total * (share + 1) // count) for share in range(count)])
+
+    def work() -> None:
+        for share in shares:
+            fill(*share)
+
+    others = [_pool(os.getpid(), most).submit(work) for _ in range(threads - 1)]  # this thread does its share too
+    work()
     for other in others:
         other.result()
 
