@@ -16,7 +16,7 @@ export PYTHONPATH := $(CURDIR)/src
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types unit docs ui clean
+.PHONY: help setup demo test lint types unit bench docs ui clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-6s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +43,9 @@ types: setup ## mypy, strict, on the package and the entry points
 
 unit: setup ## pytest, on up to four processors
 	$(BIN)/python -m pytest -q --numprocesses auto --maxprocesses 4
+
+bench: setup ## time each stage beside its peers, as a table; takes long, on an idle machine
+	$(BIN)/python -m benchmarks
 
 docs: setup ## the documentation as a website below docs/_build/html
 	$(BIN)/python -m sphinx -q -W -b html docs docs/_build/html

@@ -1,29 +1,27 @@
-"""Time footprint gridding: exact against 10 x 10 subpixels, both ours, and against overlaps by shapely.
-
-    python benchmarks/footprints.py [--footprints 1000000] [--repeats 5] [--threads 1]
-
-Runs are interleaved, so that a busy machine slows all of them; medians and their ratios are printed. shapely stands
-for what a user would pick: an STRtree of the cells, queried with all footprints, then vectorised intersection areas.
-It gets a sample, on the grid cut to the sample's surroundings; the time to build the tree is not counted.
-"""
+"""Footprints onto a grid: exact areas beside 10 x 10 subpixels (ours too), shapely and exactextract."""
 
 from __future__ import annotations
 
-import argparse
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 import shapely
 from numpy.typing import NDArray
 
+from benchmarks.measure import Row, Setting, Way, compare
 from sifscale.footprints import FootprintSums
 from sifscale.grid import Grid
 
 Floats = NDArray[np.float64]
 
+NUMBER, SAMPLE = 1_000_000, 2_000  # footprints; those that the slow ones get
+QUICK_NUMBER, QUICK_SAMPLE = 60_000, 50
+CELLS_M = (4_000.0, 1_000.0)
+BAR = 2.5  # beside subpixels
+CLOSE = {"shapely": 1e-9, "exactextract": 1e-6}  # sums of shares; the latter says in float32 what it covers
 _SIDE_M = 1_200_000.0
 _ACROSS = 200
 
@@ -46,14 +44,9 @@ def swath(number: int) -> tuple[Floats, Floats]:
     return x, y
 
 
-def grid_of(cell_m: float) -> Grid:
-    cells = round(_SIDE_M / cell_m)
-    return Grid("EPSG:5070", 0.0, _SIDE_M, cell_m, cell_m, cells, cells)
-
-
-def by_ours(grid: Grid, x: Floats, y: Floats, method: str, threads: int) -> Floats:
-    """Sum of shares (height, width)."""
-    sums = FootprintSums(grid, method, 10, threads)
+def by_ours(grid: Grid, x: Floats, y: Floats, method: str) -> Floats:
+    """Sum of shares (height, width), by one thread."""
+    sums = FootprintSums(grid, method, 10, 1)
     sums.add(x, y, x[:, 0], np.ones(len(x)))
     weight: Floats = sums.finish()["weight"].astype(np.float64)
     return weight
@@ -76,10 +69,21 @@ def by_shapely(tree: shapely.STRtree, x: Floats, y: Floats) -> Floats:
     return np.bincount(cell, shares, len(tree.geometries)).astype(np.float64)
 
 
-def seconds(call: Callable[[], Floats]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def by_exactextract(grid: Grid, x: Floats, y: Floats) -> Floats:
+    """Sum of shares in each cell (height * width,), from the part of each cell that each footprint covers."""
+    from exactextract import exact_extract
+    from exactextract.raster import NumPyRasterSource
+
+    box = (grid.west, grid.north - grid.height * grid.dy, grid.west + grid.width * grid.dx, grid.north)
+    raster = NumPyRasterSource(np.zeros((grid.height, grid.width)), *box)
+    rings = np.stack([x, y], axis=-1)[:, [0, 1, 2, 3, 0]].tolist()
+    features = [{"type": "Feature", "geometry": {"type": "Polygon", "coordinates": [ring]}} for ring in rings]
+    area = shapely.area(shapely.polygons(np.stack([x, y], axis=-1)))
+    total = np.zeros(grid.height * grid.width)
+    for found, size in zip(exact_extract(raster, features, ["cell_id", "coverage"]), area, strict=True):
+        parts: dict[str, Any] = found["properties"]
+        total[parts["cell_id"]] += parts["coverage"] * (grid.dx * grid.dy / size)
+    return total
 
 
 def sample_of(grid: Grid, x: Floats, y: Floats, number: int) -> tuple[Grid, Floats, Floats]:
@@ -91,45 +95,36 @@ def sample_of(grid: Grid, x: Floats, y: Floats, number: int) -> tuple[Grid, Floa
     return grid.window(rows, columns), x, y
 
 
-def compare(cell_m: float, x: Floats, y: Floats, options: argparse.Namespace) -> None:
-    """Print times, ratios and differences on a grid."""
-    grid = grid_of(cell_m)
-    small, x_few, y_few = sample_of(grid, x, y, options.sample)
-    # These runs compile, or load what was compiled before.
-    exact = by_ours(small, x_few, y_few, "exact", options.threads)
-    subpixel = by_ours(small, x_few, y_few, "subpixel", options.threads)
-    tree = shapely.STRtree(cells_of(small))
-    truth = by_shapely(tree, x_few, y_few).reshape(exact.shape)
-    runs: dict[str, Callable[[], Floats]] = {
-        "exact": partial(by_ours, grid, x, y, "exact", options.threads),
-        "subpixel": partial(by_ours, grid, x, y, "subpixel", options.threads),
-        "shapely": partial(by_shapely, tree, x_few, y_few),
-    }
-    numbers = {"exact": len(x), "subpixel": len(x), "shapely": len(x_few)}
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(options.repeats):
-        for name, run in runs.items():
-            times[name].append(seconds(run) / numbers[name])
-    print(f"{cell_m / 1000:g} km cells, {len(x)} footprints, {options.threads} thread(s):")
-    for name, taken in times.items():
-        ratio = statistics.median(taken) / statistics.median(times["exact"])
-        print(f"  {name:9}{1e6 * statistics.median(taken):9.3f} us a footprint {ratio:8.2f} x exact")
-    covered = truth > 0
-    rms = float(np.sqrt(np.mean((subpixel - truth)[covered] ** 2)) / truth[covered].mean())
-    print(f"  from shapely, sum of shares: exact at most {np.abs(exact - truth).max():.0e}, subpixel rms {rms:.1%}")
+def difference(name: str, exact: Floats, other: Floats) -> tuple[bool, str]:
+    """Whether another exact way finds the same sums of shares, and what to say of it."""
+    most = float(np.abs(exact.ravel() - other.ravel()).max())
+    return most <= CLOSE[name], f"sums of shares differ from {name}'s by {most:.0e} at most"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--footprints", type=int, default=1_000_000)
-    parser.add_argument("--sample", type=int, default=2_000, help="footprints that shapely gets")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=1)
-    options = parser.parse_args()
-    x, y = swath(options.footprints)
-    for cell_m in (4_000.0, 1_000.0):
-        compare(cell_m, x, y, options)
-
-
-if __name__ == "__main__":
-    main()
+def rows(setting: Setting) -> Iterator[Row]:
+    """Cells of both sizes. shapely's tree of cells is made before, and not counted."""
+    number, few = (QUICK_NUMBER, QUICK_SAMPLE) if setting.quick else (NUMBER, SAMPLE)
+    x, y = swath(number)
+    for cell_m in CELLS_M:
+        cells = round(_SIDE_M / cell_m)
+        grid = Grid("EPSG:5070", 0.0, _SIDE_M, cell_m, cell_m, cells, cells)
+        small, x_few, y_few = sample_of(grid, x, y, few)
+        exact, tree = by_ours(small, x_few, y_few, "exact"), shapely.STRtree(cells_of(small))
+        truth = by_shapely(tree, x_few, y_few)
+        subpixel = by_ours(small, x_few, y_few, "subpixel").ravel()
+        rms = float(np.sqrt(np.mean((subpixel - truth)[truth > 0] ** 2)) / truth[truth > 0].mean())
+        agrees, note = difference("shapely", exact, truth)
+        peers = [
+            Way("10 x 10 subpixels", partial(by_ours, grid, x, y, "subpixel"), number, BAR, note=f"off by {rms:.1%}"),
+            Way("shapely", partial(by_shapely, tree, x_few, y_few), len(x_few), agrees=agrees, note=note),
+        ]
+        other = Way("exactextract", None)
+        if find_spec("exactextract"):
+            run = partial(by_exactextract, small, x_few, y_few)
+            agrees, note = difference("exactextract", exact, run())
+            other = Way("exactextract", run, len(x_few), agrees=agrees, note=note)
+        peers.append(other)
+        ours = Way("ours", partial(by_ours, grid, x, y, "exact"), number)
+        limit = Way("copy of the corners", lambda: (x.copy(), y.copy()), number)
+        case = f"{cell_m / 1000:g} km cells, {number:,} footprints, one thread"
+        yield from compare("gridding", case, "footprints/s", ours, peers, setting, limit)

@@ -47,7 +47,7 @@ def mapped(found: Checkpoint, cube: Cube, sample: int) -> Field:
     values = np.full(layout.shape, np.nan)
     for tile in layout.tiles:
         fields = source.read(sample, tile.window)
-        values[tile.core] = predictor.finish(predictor.raw([fields])[:, 0], fields, tile).values
+        values[tile.core] = predictor.finish(predictor.say(predictor.raw([fields])[:, 0], fields, tile)).values
     return values[: source.shape[0], : source.shape[1]]
 
 

@@ -1,11 +1,9 @@
-"""Tiled prediction against the whole field in one piece, with the default U-Net, and the memory that each needs.
+"""The peak memory of a map made by tiles, with the default U-Net; `tiles` has its time and bits beside the whole field.
 
-    python benchmarks/prediction.py [--size 2048] [--core 1024] [--rounds 3]         time, bits
-    python benchmarks/prediction.py --memory 8192 [--core 1024]                      peak memory of a tiled map
+    python benchmarks/prediction.py --memory 8192 [--core 1024]
 
-The first prints the median over interleaved rounds of time(tiles) / time(whole), and whether both have the same bits.
-The second maps a field of that edge from a cube on disk (written in a process of its own) into a Zarr store, as
-predict.py does, and prints the peak of the process: call it with several edges and compare.
+Maps a field of that edge from a cube on disk (written in a process of its own) into a Zarr store, as predict.py does,
+and prints the peak of the process: call it with several edges and compare.
 """
 
 from __future__ import annotations
@@ -13,7 +11,6 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import resource
-import statistics
 import tempfile
 import time
 from dataclasses import asdict
@@ -30,12 +27,12 @@ from sifscale.cube import open_cube, write_cube
 from sifscale.datamodule import Scaler
 from sifscale.grid import Grid
 from sifscale.lbp import channel_names
+from sifscale.mapping import map_tiles
 from sifscale.models.unet import UNet
-from sifscale.prediction import map_tiles
 from sifscale.products import Description, unfinished
 from sifscale.task import DownscalingTask
 from sifscale.task_spec import Optimisation, Origin, TaskSpec
-from sifscale.tile_fields import FieldSource, TileFields
+from sifscale.tile_fields import FieldSource
 from sifscale.tile_prediction import TilePredictor
 
 FACTOR = 4
@@ -57,34 +54,6 @@ def predictor() -> TilePredictor:
     assert isinstance(task.model, UNet)
     torch.nn.init.normal_(task.model.head.weight)  # they begin at 0
     return TilePredictor(task, conservation="none")
-
-
-def compare(size: int, core: int, rounds: int) -> None:
-    """Time of the network on tiles and on the whole, and equality of bits."""
-    model = predictor()
-    generator = np.random.default_rng(0)
-    predictors = generator.normal(size=(len(CHANNELS), size, size)).astype(np.float32)
-    cells = generator.normal(size=(size // FACTOR, size // FACTOR)).astype(np.float32)
-    coarse = cells.repeat(FACTOR, 0).repeat(FACTOR, 1)
-
-    def run(tile_px: int) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
-        found = np.empty((size, size), np.float32)
-        for tile in model.layout((size, size), tile_px).tiles:
-            cut = TileFields(predictors[:, *tile.window], coarse[tile.window], np.ones(tile.shape, bool))
-            found[tile.core] = model.raw([cut])[0, 0, 0].numpy()[tile.inner]
-        return found
-
-    times: dict[int, list[float]] = {core: [], size: []}
-    for _ in range(rounds):
-        for edge, taken in times.items():
-            start = time.perf_counter()
-            run(edge)
-            taken.append(time.perf_counter() - start)
-    ratio = statistics.median(tiles / whole for tiles, whole in zip(times[core], times[size], strict=True))
-    same = np.array_equal(run(core), run(size))
-    whole_s = statistics.median(times[size])
-    print(f"{size} x {size} in tiles of {core}: {ratio:.3f} of the whole field's {whole_s:.1f} s")
-    print(f"reach {model.reach}; {'the same bits' if same else 'OTHER BITS'}")
 
 
 def write_example(path: Path, size: int) -> None:
@@ -120,12 +89,7 @@ def memory(size: int, core: int) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    parser.add_argument("--size", type=int, default=2048)
     parser.add_argument("--core", type=int, default=1024)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--memory", type=int, metavar="SIZE")
+    parser.add_argument("--memory", type=int, metavar="SIZE", required=True)
     options = parser.parse_args()
-    if options.memory:
-        memory(options.memory, options.core)
-    else:
-        compare(options.size, options.core, options.rounds)
+    memory(options.memory, options.core)
