@@ -10,10 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
 
 from sifscale.conservation import CONSERVATIONS, LARGEST_RATIO, block_means, conserve
 
-HARD = ("additive", "multiplicative", "softmax")
+HARD = ("additive", "multiplicative", "softmax", "smooth")
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 
 
@@ -142,6 +143,58 @@ def test_a_block_is_multiplied_or_shared_out_or_else_shifted(name: str, size: di
             assert wanted <= 0 or 0 <= after.min() <= after.max() == after[mask].max()
 
 
+def across_borders(field: np.ndarray[Any, Any], factor: int) -> float:
+    """Mean absolute difference of neighbours across block borders over that within blocks."""
+    parts: tuple[list[float], list[float]] = ([], [])
+    for axis in (0, 1):
+        differences = np.abs(np.diff(field, axis=axis))
+        border = np.arange(differences.shape[axis]) % factor == factor - 1
+        for part, chosen in zip(parts, (border, ~border), strict=True):
+            part += np.compress(chosen, differences, axis).ravel().tolist()
+    return float(np.mean(parts[0]) / np.mean(parts[1]))
+
+
+def smooth_noise(height: int, width: int, px: float, seed: int) -> np.ndarray[Any, Any]:
+    noise = gaussian_filter(np.random.default_rng(seed).normal(size=(height, width)), px, mode="nearest")
+    return np.asarray(noise / noise.std())
+
+
+@pytest.mark.parametrize("factor", [4, 10])
+def test_a_smooth_correction_makes_no_steps_and_takes_those_of_the_prediction_away(factor: int) -> None:
+    height, width = 12 * factor, 15 * factor
+    truth = smooth_noise(height, width, 2 * factor, 0) + 0.1 * smooth_noise(height, width, factor / 3, 1)
+    constants = np.random.default_rng(2).normal(size=(12, 15)).repeat(factor, 0).repeat(factor, 1)
+    means = torch.tensor(truth)[None, None]
+    valid = torch.ones_like(means, dtype=torch.bool)
+    observed, _ = block_means(means, valid, factor)
+    coarse = observed.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    prediction = torch.tensor(0.8 * truth)[None, None]
+    maps = {}
+    for name in ("additive", "smooth"):
+        for stepped in (False, True):
+            given = prediction + torch.tensor(constants) if stepped else prediction
+            maps[name, stepped] = conserve(name, given, coarse, valid, factor).numpy()[0, 0]
+    assert across_borders(truth, factor) < 1.1 < 1.3 < across_borders(maps["additive", False], factor)
+    for stepped in (False, True):
+        assert across_borders(maps["smooth", stepped], factor) < 1.2
+    if factor == 10:
+        np.testing.assert_allclose(maps["smooth", True], maps["smooth", False], atol=0.1)  # of constants with sd 1
+
+
+def test_a_smooth_correction_is_no_larger_than_a_few_times_what_is_lacking() -> None:
+    signs = torch.ones(1, 1, 12, 12, dtype=torch.float64)
+    signs[..., ::2, 1::2] = signs[..., 1::2, ::2] = -1  # the worst of means
+    for factor in (2, 3, 10):
+        coarse = signs.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        nothing, valid = torch.zeros_like(coarse), torch.ones_like(coarse, dtype=torch.bool)
+        largest = float(conserve("smooth", nothing, coarse, valid, factor).abs().max())
+        assert 1 < largest < 3
+        corners = torch.zeros_like(valid)
+        corners[..., ::factor, ::factor] = True
+        largest = float(conserve("smooth", nothing, coarse, corners, factor).abs().max())
+        assert largest <= 9 + 10  # the smooth field, and what it leaves
+
+
 @pytest.mark.parametrize("name", HARD)
 def test_the_worst_blocks_conserve(name: str) -> None:
     """Zero, opposite and huge values; an invalid pixel a thousand times as large as the valid ones."""
@@ -169,9 +222,12 @@ def test_a_diverged_network_is_not_hidden() -> None:
 
 @pytest.mark.parametrize("name", CONSERVATIONS)
 def test_the_gradient_is_that_of_finite_differences(name: str) -> None:
-    prediction, coarse, valid = fields(5, 7, 3, 0.5, 0)
+    factor = 4 if name == "smooth" else 3  # from which on it looks for steps
+    prediction, coarse, valid = fields(9, 7, factor, 0.7, 0)
     assert torch.autograd.gradcheck(
-        lambda p, c: conserve(name, p, c, valid, 3), (prediction.requires_grad_(), coarse.requires_grad_())
+        lambda p, c: conserve(name, p, c, valid, factor),
+        (prediction.requires_grad_(), coarse.requires_grad_()),
+        fast_mode=True,
     )
 
 

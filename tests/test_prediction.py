@@ -26,6 +26,7 @@ from sifscale.grid import block_repeat, fill_nearest
 from sifscale.models.regression import Ridge
 from sifscale.prediction_checks import check
 from sifscale.products import Unfinished
+from sifscale.said_tiles import SaidTiles
 from sifscale.task import DownscalingTask
 from sifscale.tile_prediction import FLAGS
 from sifscale.windows import cube_path
@@ -404,6 +405,37 @@ def test_a_killed_job_goes_on_where_it_was_and_another_one_starts_anew(
     predicted(workplace, *command, "conservation=multiplicative")
     assert len(written) == tiles
     assert not list(path.parent.glob(".stopped.zarr.*.unfinished"))
+
+
+def test_a_smooth_map_that_was_stopped_in_either_pass_is_the_one_made_at_once(
+    workplace: Workplace, run_of_two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = (f"run={run_of_two}", "factor=any", "conservation=smooth")
+    path = workplace.folder / "smooth.zarr"
+    passes: list[str] = []
+
+    def stopping(patched: pytest.MonkeyPatch, kind: type, name: str, allowed: int) -> None:
+        do = getattr(kind, name)
+
+        def stop_after(self: Any, *args: Any) -> None:
+            if passes.count(name) == allowed:
+                raise Killed
+            passes.append(name)
+            do(self, *args)
+
+        patched.setattr(kind, name, stop_after)
+
+    for kind, name in ((SaidTiles, "put"), (Unfinished, "write")):
+        with monkeypatch.context() as patched, pytest.raises(Killed):
+            stopping(patched, kind, name, 3)
+            predicted(workplace, *words, f"output={path}")
+    predicted(workplace, *words, f"output={path}")
+    whole = predicted(workplace, *words, f"output={workplace.folder / 'at_once.zarr'}", "tile_px=999")
+    observed = open_cube(cube_path(configured(workplace, "run=any"))).native["sif"].values.astype(np.float64)
+    with xr.open_zarr(path) as found, xr.open_zarr(whole) as expected:
+        xr.testing.assert_equal(found, expected)
+        np.testing.assert_allclose(cell_means(found, 4), observed, rtol=1e-6)
+    assert not list(path.parent.glob(".smooth.zarr.*.unfinished"))
 
 
 def test_something_else_in_the_place_of_a_map_is_left_alone(

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sifscale import features as feature_room
 from sifscale.config import Coarse, ConfigError, Features
 from sifscale.cube import Cube, open_cube
+from sifscale.grid import block_repeat, fill_nearest
 from sifscale.tile_fields import FieldSource, training_sections
 from sifscale.tiles import padded_shape
 
@@ -87,7 +90,7 @@ def test_parts_of_the_fine_level_are_those_of_the_application(holed: Cube, keep_
 def test_a_sample_without_sif_has_nothing_to_read(holed: Cube) -> None:
     empty = Cube(holed.path, holed.native.assign(sif=xr.full_like(holed.native["sif"], np.nan)), holed.fine, "", {})
     source = FieldSource(empty, section(), Coarse(method="block_mean", factor=4), ["nir"], "sif", fine=True)
-    assert source.cells(0) is None
+    assert source.cells(0) is None and not source.has_sif(0)
     assert not source.observed(0, (slice(0, 8), slice(0, 8))).any()
     with pytest.raises(ValueError, match="sample 0 has no sif"):
         source.read(0, (slice(0, 8), slice(0, 8)))
@@ -101,3 +104,29 @@ def test_features_of_the_legacy_protocol_are_refused() -> None:
 
 def test_a_padded_field_is_a_multiple_of_the_step() -> None:
     assert padded_shape((97, 173), 16) == (112, 176)
+
+
+@settings(max_examples=40)
+@given(
+    share=st.sampled_from([0.002, 0.02, 0.3, 0.9]),
+    top=st.integers(0, 40),
+    left=st.integers(0, 50),
+    size=st.integers(1, 30),
+    seed=st.integers(0, 999),
+)
+def test_gaps_of_a_part_are_filled_as_those_of_the_whole(
+    share: float, top: int, left: int, size: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    sif = np.where(rng.random((1, 47, 53)) < share, rng.random((1, 47, 53)), np.nan).astype(np.float32)
+    sif[0, rng.integers(47), rng.integers(53)] = 1.0
+    native = xr.Dataset({"sif": (("sample", "y", "x"), sif), "nir": (("sample", "y", "x"), np.ones_like(sif))})
+    fine = xr.Dataset({"nir": (("sample", "y", "x"), np.ones((1, 94, 106), np.float32))})
+    plain = section({**TEXTURED, "bands": ["nir"], "lbp": [], "local_stats": None})
+    cube, coarse = Cube(Path(), native, fine, "", {}), Coarse(method="block_mean", factor=2)
+    source = FieldSource(cube, plain, coarse, ["nir"], "sif", fine=True)
+    rows, columns = slice(2 * top, min(94, 2 * (top + size))), slice(2 * left, min(106, 2 * (left + size)))
+    found = source.read(0, (rows, columns))
+    whole = block_repeat(fill_nearest(sif[0]), 2, 94, 106)
+    np.testing.assert_array_equal(found.coarse, whole[rows, columns])
+    np.testing.assert_array_equal(found.observed, np.isfinite(sif[0]).repeat(2, 0).repeat(2, 1)[rows, columns])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 import math
+import tempfile
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,17 +20,18 @@ from scipy.stats import norm
 
 from sifscale.checkpoints import with_factor
 from sifscale.config import PROJECT_ROOT, ConfigError
-from sifscale.conservation import CONSERVATIONS
+from sifscale.conservation import CONSERVATIONS, conserve
 from sifscale.datamodule import Scaler
 from sifscale.grid import block_repeat
 from sifscale.models import ANY_FACTOR, MODELS
 from sifscale.models.ensemble import Ensemble
 from sifscale.models.regression import GradientBoosting, RandomForest
 from sifscale.receptive_field import Reach
+from sifscale.said_tiles import SaidTiles
 from sifscale.task import DownscalingTask
 from sifscale.task_spec import Optimisation, Origin, TaskSpec
 from sifscale.tile_fields import TileFields
-from sifscale.tile_prediction import FLAGS, TilePredictor
+from sifscale.tile_prediction import FLAGS, Said, TilePredictor
 from sifscale.tiles import Tile, make_tiles, padded_shape
 from sifscale.uncertainty import Calibration
 
@@ -94,15 +97,25 @@ def all_mapped(
     bars = np.zeros((3, *layout.shape), np.float32)
     values = np.full(layout.shape, -99.0, predictor.dtype)
     quality = np.zeros(layout.shape, np.uint8)
+    said: list[tuple[Tile, Said]] = []
     shapes = {tile.shape for tile in layout.tiles}
     for alike in ([tile for tile in layout.tiles if tile.shape == shape] for shape in shapes):
         for start in range(0, len(alike), batch):
             some = alike[start : start + batch]
             read = [field.read(tile) for tile in some]
-            for tile, fields, raw in zip(some, read, predictor.raw(read).unbind(1), strict=True):
-                found = predictor.finish(raw, fields, tile)
-                values[tile.core], quality[tile.core] = found.values, found.quality
-                bars[:, *tile.core] = 0 if found.bars is None else found.bars
+            parts = zip(some, read, predictor.raw(read).unbind(1), strict=True)
+            said += [(tile, predictor.say(raw, fields, tile)) for tile, fields, raw in parts]
+    with tempfile.TemporaryDirectory() as folder:
+        kept = SaidTiles(Path(folder), layout, predictor.spec.block_px)
+        smooth = predictor.conservation == "smooth"
+        if smooth:
+            for tile, one in said:
+                kept.put(0, tile, one, predictor.blocks(one))
+            kept.correct(0)
+        for tile, one in said:
+            found = predictor.finish(one, kept.correction(0, tile) if smooth else None)
+            values[tile.core], quality[tile.core] = found.values, found.quality
+            bars[:, *tile.core] = 0 if found.bars is None else found.bars
     assert not (values == -99).any()
     height, width = field.shape
     return values[:height, :width], quality[:height, :width], bars[:, :height, :width]
@@ -167,6 +180,25 @@ def test_wide_kernels_round_alike_in_tiles_and_in_the_whole_field(
     model = TINY_UNET | {"kernel_size": kernel_size, "upsampling": upsampling, "widths": [32], "bottleneck": 128}
     predictor = TilePredictor(task_of(model), conservation="none", half=half)
     assert_tiles_are_the_whole(predictor, Field((120, 100), 4, 1, 0.1), (36, 64))
+
+
+@settings(max_examples=8)
+@given(
+    height=st.integers(20, 40),
+    width=st.integers(41, 50),
+    factor=st.sampled_from([2, 4, 5]),
+    members=st.sampled_from([1, 3]),
+    gaps=st.sampled_from([0.0, 0.2, 0.9]),
+    leave_out=st.booleans(),
+    fill_gaps=st.booleans(),
+    seed=st.integers(0, 99),
+)
+def test_a_smooth_correction_of_tiles_is_that_of_the_whole_field_bit_by_bit(
+    height: int, width: int, factor: int, members: int, gaps: float, leave_out: bool, fill_gaps: bool, seed: int
+) -> None:
+    task = task_of(TINY_UNET, factor, members)
+    predictor = TilePredictor(task, conservation="smooth", leave_out=leave_out, fill_gaps=fill_gaps)
+    assert_tiles_are_the_whole(predictor, Field((height, width), factor, seed, gaps), (20,))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -255,7 +287,7 @@ def with_bars(model: dict[str, Any], uncertainty: dict[str, Any], conservation: 
     ids=lambda value: value["name"] if isinstance(value, dict) else str(value),
 )  # fmt: skip
 def test_error_bars_of_tiles_are_those_of_the_whole_field_bit_by_bit(uncertainty: dict[str, Any], members: int) -> None:
-    for conservation in ("none", "additive"):
+    for conservation in ("none", "smooth"):
         predictor = with_bars(TINY_UNET, uncertainty, conservation, members=members)
         field = Field((97, 75), 4, 2, 0.1)
         assert_tiles_are_the_whole(predictor, field, (36, 52), batch=2)
@@ -327,7 +359,7 @@ def test_only_weights_that_belong_to_no_factor_can_be_taken_to_another() -> None
 
 @settings(max_examples=20)
 @given(
-    conservation=st.sampled_from(["additive", "multiplicative", "softmax"]),
+    conservation=st.sampled_from(["additive", "multiplicative", "softmax", "smooth"]),
     factor=st.sampled_from([2, 4, 10]),
     gaps=st.sampled_from([0.0, 0.3, 0.8]),
     leave_out=st.booleans(),
@@ -364,13 +396,40 @@ def test_observations_near_zero_are_conserved_as_well() -> None:
     assert np.abs(values).max() > 1e-3
 
 
+def test_a_smooth_map_is_what_conserve_makes_of_the_whole_field() -> None:
+    field = Field((24, 32), 4, 3, 0.2)
+    predictor, free = (TilePredictor(task_of(BASELINES[2]), conservation=name) for name in ("smooth", "none"))
+    values, quality = mapped(predictor, field, 8)
+    raw, _ = mapped(free, field, 8)
+    seen = torch.from_numpy(field.observed)[None, None]
+    before, coarse = (torch.from_numpy(part)[None, None].double() for part in (raw, field.coarse))
+    expected = conserve("smooth", before, coarse, seen, 4).numpy()[0, 0]
+    np.testing.assert_allclose(values[field.observed], expected[field.observed], rtol=1e-9)
+    with pytest.raises(ValueError, match="conservation=smooth needs the correction of the whole sample"):
+        (tile,) = predictor.layout(field.shape, 4096).tiles
+        read = field.read(tile)
+        predictor.finish(predictor.say(predictor.raw([read])[:, 0], read, tile))
+
+
+def test_a_gap_between_cells_is_corrected_by_them_without_being_called_conserved() -> None:
+    field = Field((24, 24), 4, 3, 0.0)
+    field.observed[8:12, 8:12] = False
+    maps = {}
+    for name in ("none", "smooth"):
+        predictor = TilePredictor(task_of(BASELINES[0]), conservation=name, fill_gaps=True)
+        maps[name], quality = mapped(predictor, field, 8)
+    gap = np.s_[8:12, 8:12]
+    assert (np.abs(maps["smooth"] - maps["none"])[gap] > 1e-6).all()
+    assert not (quality[gap] & FLAGS["conserved"]).any() and (quality[:8] & FLAGS["conserved"]).any()
+
+
 def test_residuals_are_those_of_the_prediction_before_it_conserves() -> None:
     field = Field((24, 24), 4, 5, 0.2)
     free, held = (TilePredictor(task_of(BASELINES[2]), conservation=name) for name in ("none", "additive"))
     values, _ = mapped(free, field, 4096)
     (tile,) = held.layout(field.shape, 4096).tiles
     fields = field.read(tile)
-    found = held.finish(held.raw([fields])[:, 0], fields, tile).residuals
+    found = held.finish(held.say(held.raw([fields])[:, 0], fields, tile)).residuals
     differences = []
     for y in range(0, 24, 4):
         for x in range(0, 24, 4):

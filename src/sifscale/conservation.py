@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CONSERVATIONS = ("none", "additive", "multiplicative", "softmax")
+from sifscale.block_steps import edge_values, steps
+from sifscale.histospline import coefficients, field_of, mask_weights
+
+CONSERVATIONS = ("none", "additive", "multiplicative", "softmax", "smooth")
 LARGEST_RATIO = 10.0  # beyond it a multiplication would blow up the noise of a block more than it corrects its mean
 
 
@@ -52,6 +57,12 @@ def conserve(name: str, prediction: Tensor, coarse: Tensor, valid: Tensor, facto
     arXiv 2208.05424), never negative. exp makes it depend on the unit: meant for networks trained through it. An
     invalid pixel gets at most what the largest valid one of its block gets. Where c is not above 0 the block is
     changed as by additive.
+    smooth: without steps at block borders, which additive makes and which a prediction may have itself. Constants of
+    blocks that close the prediction's own steps (see `block_steps`), which say nothing about a mean that is given, are
+    taken away, and a smooth field is added that gives each block its mean (see `histospline`). Blocks without valid
+    pixels are changed as well, by what those about them suggest. What masks of partly valid blocks leave is added as by
+    additive. The smooth field is at most 3 times the largest mean that it has to give if blocks are full (of noise 1.4
+    to 1.7 times, of real residuals 1.1 to 1.5), and at most 9 times with any mask.
 
     Raises ValueError for another name, as `block_means` does, or where the shapes of `prediction` and `coarse`
     differ.
@@ -67,10 +78,59 @@ def conserve(name: str, prediction: Tensor, coarse: Tensor, valid: Tensor, facto
         return prediction
     if name == "additive":
         return _added(prediction, coarse, valid, factor)
+    if name == "smooth":
+        correction = smooth_correction(blocks_of(prediction, coarse, valid, factor), factor)
+        return conserve_smoothly(prediction, coarse, valid, factor, correction)
     known = valid | prediction.isfinite()
     readable = torch.where(known, prediction, 0)  # a product with NaN has no gradient, even where it is not used
     changed = (_multiplied if name == "multiplicative" else _softmax)(readable, coarse, valid, factor)
     return torch.where(known, changed, prediction)
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What `smooth` reads of blocks, of a field or of a part of it that is made of whole blocks.
+
+    lacking (B, 1, h, w): mean over valid pixels of what the prediction lacks. counts (B, 1, h, w): of these pixels.
+    masks (1 or B, 9, h, w): `mask_weights`, None where no block is partly valid. edges and has_edges (B, 4, h, w):
+    `edge_values` of the prediction.
+    """
+
+    lacking: Tensor
+    counts: Tensor
+    masks: Tensor | None
+    edges: Tensor
+    has_edges: Tensor
+
+
+def blocks_of(prediction: Tensor, coarse: Tensor, valid: Tensor, factor: int) -> Blocks:
+    """See `Blocks`; arguments as `conserve`, but that coarse and valid may be of one field for all predictions."""
+    each = valid.expand_as(prediction)
+    lacking, counts = block_means(coarse - prediction, each, factor)
+    edges = edge_values(prediction.to(lacking.dtype), each, factor)
+    return Blocks(lacking, counts, mask_weights(valid, factor, lacking.dtype), *edges)
+
+
+def smooth_correction(blocks: Blocks, factor: int) -> Tensor:
+    """What `conserve_smoothly` adds: coefficients of a smooth field, and the steps to be taken away.
+
+    (B, 2, h + 2, w + 2), with a margin of one block.
+    """
+    own = steps(blocks.edges, blocks.has_edges)
+    found = coefficients(blocks.lacking + own, blocks.counts, blocks.masks, factor)
+    return torch.cat([found, F.pad(own, (1, 1, 1, 1))], dim=1)
+
+
+def conserve_smoothly(prediction: Tensor, coarse: Tensor, valid: Tensor, factor: int, correction: Tensor) -> Tensor:
+    """The second half of ``smooth``, by `smooth_correction`; other arguments as `blocks_of`.
+
+    Of a part of a field that is made of whole blocks, with their part of the correction, the result is that part of
+    the whole result, bit by bit.
+    """
+    height, width = prediction.shape[-2:]
+    field, own = field_of(correction[:, :1], factor), correction[:, 1:, 1:-1, 1:-1]
+    changed = prediction + (field[..., :height, :width] - _on_pixels(own, prediction, factor))
+    return _added(changed, coarse, valid.expand_as(prediction), factor)
 
 
 def _added(prediction: Tensor, coarse: Tensor, valid: Tensor, factor: int) -> Tensor:

@@ -5,15 +5,12 @@ from __future__ import annotations
 import datetime
 import json
 import math
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 import xarray as xr
-from tqdm import tqdm
 
 from sifscale import report
 from sifscale.checkpoints import Checkpoint, load_checkpoint, with_factor
@@ -21,18 +18,17 @@ from sifscale.config import PredictConfig, digest
 from sifscale.cube import Cube
 from sifscale.map_fields import MapFields
 from sifscale.map_pictures import draw_pictures, pictures_folder
+from sifscale.mapping import map_tiles
 from sifscale.prediction_checks import check
-from sifscale.products import MARK, Description, Unfinished, publish, unfinished
+from sifscale.products import MARK, Description, publish, unfinished
 from sifscale.task import DownscalingTask
-from sifscale.tile_fields import FieldSource, TileFields
-from sifscale.tile_prediction import ERROR_BARS, FLAGS, Layout, MappedTile, Residuals, TilePredictor
-from sifscale.tiles import Tile
+from sifscale.tile_fields import FieldSource
+from sifscale.tile_prediction import Residuals, TilePredictor
 from sifscale.tracking import git_commit
 from sifscale.windows import open_or_build
 
 # what changes neither the map nor the way in which it is written
 _AS_ONE_LIKES = {"threads", "progress", "batch_size", "dask", "paths", "tracking", "run", "output", "pictures"}
-Job = tuple[int, Tile]  # sample and tile
 
 
 def predict(config: PredictConfig) -> Path:
@@ -77,86 +73,6 @@ def predict(config: PredictConfig) -> Path:
         publish(made, path, config.format, by_sample, more, cube.hash)
     _show(cube, spec.target, spec.units, by_sample)
     return path
-
-
-def map_tiles(
-    predictor: TilePredictor, source: FieldSource, layout: Layout, made: Unfinished, batch_size: int, progress: bool
-) -> dict[int, Residuals]:
-    """Predict all tiles of all samples that ``made`` lacks; returns residuals before conservation by sample.
-
-    One thread reads the next batch while the network works.
-    """
-    done = made.done()
-    jobs = [(sample, tile) for sample in range(source.samples) for tile in layout.tiles]
-    left = [job for job in jobs if _place(job) not in done]
-    name = predictor.spec.target
-    with tqdm(total=len(jobs), initial=len(jobs) - len(left), desc=f"map of {name}", unit="tile",
-              disable=None if progress else True) as bar:  # fmt: skip
-        for batch, read in _read_ahead(source, _batches(left, batch_size), predictor.fill_gaps):
-            for job, mapped in zip(batch, predict_batch(predictor, batch, read), strict=True):
-                made.write(*job, mapped, name)
-            bar.set_postfix_str(f"sample {batch[0][0] + 1} of {source.samples}")
-            bar.update(len(batch))
-    by_sample = dict.fromkeys(range(source.samples), Residuals())
-    for (sample, _, _), residuals in made.done().items():
-        by_sample[sample] += residuals
-    return by_sample
-
-
-def predict_batch(predictor: TilePredictor, batch: list[Job], read: list[TileFields | None]) -> list[MappedTile]:
-    """Maps of tiles whose windows have one shape; empty where nothing was read, as no SIF was observed there."""
-    known = [fields for fields in read if fields is not None]
-    raw = iter(predictor.raw(known).unbind(dim=1)) if known else iter(())
-    found = []
-    for (_, tile), fields in zip(batch, read, strict=True):
-        if fields is None:
-            shape = [along.stop - along.start for along in tile.core]
-            empty, flags = np.full(shape, np.nan, predictor.dtype), np.full(shape, FLAGS["no_observation"], np.uint8)
-            bars = np.full((len(ERROR_BARS), *shape), np.nan, np.float32) if predictor.spec.uncertainty else None
-            found.append(MappedTile(empty, flags, Residuals(), bars))
-        else:
-            found.append(predictor.finish(next(raw), fields, tile))
-    return found
-
-
-def _place(job: Job) -> tuple[int, int, int]:
-    sample, tile = job
-    return sample, tile.core[0].start, tile.core[1].start
-
-
-def _batches(jobs: Iterable[Job], size: int) -> Iterator[list[Job]]:
-    """Neighbours of one sample whose windows have one shape."""
-    batch: list[Job] = []
-    for job in jobs:
-        if batch and (len(batch) == size or (job[0], job[1].shape) != (batch[0][0], batch[0][1].shape)):
-            yield batch
-            batch = []
-        batch.append(job)
-    if batch:
-        yield batch
-
-
-def _read_ahead(
-    source: FieldSource, batches: Iterable[list[Job]], everywhere: bool
-) -> Iterator[tuple[list[Job], list[TileFields | None]]]:
-    def read(batch: list[Job]) -> list[TileFields | None]:
-        return [_read(source, sample, tile, everywhere) for sample, tile in batch]
-
-    with ThreadPoolExecutor(1) as reader:
-        waiting: tuple[list[Job], Future[list[TileFields | None]]] | None = None
-        for batch in batches:
-            ahead = reader.submit(read, batch)
-            if waiting:
-                yield waiting[0], waiting[1].result()
-            waiting = batch, ahead
-        if waiting:
-            yield waiting[0], waiting[1].result()
-
-
-def _read(source: FieldSource, sample: int, tile: Tile, everywhere: bool) -> TileFields | None:
-    if source.cells(sample) is None or not (everywhere or source.observed(sample, tile.core).any()):
-        return None
-    return source.read(sample, tile.window)
 
 
 def _output(config: PredictConfig, found: Checkpoint) -> Path:

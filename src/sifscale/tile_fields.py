@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import ndimage
 
 from sifscale import grid
 from sifscale.config import Coarse, ConfigError, Features
@@ -33,8 +34,8 @@ class FieldSource:
 
     fine: native SIF is the coarse field of the fine bands; otherwise it is averaged, and the bands are native. Beyond
     the lower and right edge predictors are NaN and coarse has its edge values, so that any multiple of a block can be
-    read. The native SIF of one sample (at level native its block means) is held whole: a gap is filled from the nearest
-    cell, however far. Raises ConfigError where a coarse field of this kind cannot be read by parts.
+    read. Of native SIF so much is read about a part as holds the nearest cell of each of its gaps. Raises ConfigError
+    where a coarse field of this kind cannot be read by parts.
     """
 
     def __init__(
@@ -49,32 +50,63 @@ class FieldSource:
         self.block_px = self.shape[0] // self.native.sizes["y"] if fine else coarse.block_px
         if not fine and coarse.method == "given":
             self._averaged = cube.native[f"coarse_{target}"]
-        self.cells = lru_cache(maxsize=2)(self._cells)  # of the tile that is predicted, and of the one read ahead
+        self.cells_shape = self.native.sizes["y"], self.native.sizes["x"]
+        if not fine:
+            self.cells_shape = -(-self.cells_shape[0] // self.block_px), -(-self.cells_shape[1] // self.block_px)
+        self.has_sif = cache(self._has_sif)
 
     @property
     def samples(self) -> int:
         """Samples of the cube, with and without SIF."""
         return int(self.bands.sizes["sample"])
 
-    def _cells(self, sample: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
+    def cells(self, sample: int) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
         """Coarse values without gaps and whether they were observed, (cells down, cells across); None without any."""
-        known = self._coarse_values(sample)
-        observed = np.isfinite(known)
-        return (grid.fill_nearest(known).astype(np.float32), observed) if observed.any() else None
+        whole = slice(0, self.cells_shape[0]), slice(0, self.cells_shape[1])
+        return self._cells(sample, whole) if self.has_sif(sample) else None
 
-    def _coarse_values(self, sample: int) -> NDArray[np.float32]:
+    def _has_sif(self, sample: int) -> bool:
+        """Whether SIF was observed anywhere in a sample."""
+        step = max(1, _ROWS_PX // self.block_px)
+        strips = (slice(top, min(top + step, self.cells_shape[0])) for top in range(0, self.cells_shape[0], step))
+        return any(np.isfinite(self._known(sample, (rows, slice(0, self.cells_shape[1])))).any() for rows in strips)
+
+    def _cells(self, sample: int, part: Part) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+        """`cells` of a part of them, of a sample that has any."""
+        margin = 0
+        while True:
+            wide = tuple(
+                slice(max(0, along.start - margin), min(size, along.stop + margin))
+                for along, size in zip(part, self.cells_shape, strict=True)
+            )
+            known = self._known(sample, (wide[0], wide[1]))
+            inside = tuple(slice(i.start - w.start, i.stop - w.start) for i, w in zip(part, wide, strict=True))
+            observed = np.isfinite(known)
+            if observed[inside].all():
+                return known[inside], observed[inside]
+            if not observed.any():
+                margin = 2 * margin + max(observed.shape)
+                continue
+            needed = math.ceil(ndimage.distance_transform_edt(~observed)[inside].max())
+            if needed <= margin or observed.shape == self.cells_shape:  # whatever lies outside is farther off
+                return grid.fill_nearest(known).astype(np.float32)[inside], observed[inside]
+            margin = needed
+
+    def _known(self, sample: int, part: Part) -> NDArray[np.float32]:
+        """Coarse values of a part of the cells, gaps NaN."""
         native = self.native.isel(sample=sample)
         if self.fine:
-            return native.values.astype(np.float32)
+            return native.isel(y=part[0], x=part[1]).values.astype(np.float32)
         if self.coarse.method == "given":
-            return self._averaged.isel(sample=sample).values.astype(np.float32)
-        if self.coarse.method == "moving_mean":
-            return grid.moving_mean(native.values.astype(np.float32), self.coarse.factor).astype(np.float32)
+            return self._averaged.isel(sample=sample, y=part[0], x=part[1]).values.astype(np.float32)
         factor = self.coarse.factor
-        step = max(1, _ROWS_PX // factor) * factor
-        rows = [slice(top, top + step) for top in range(0, self.shape[0], step)]
-        means = [grid.block_mean(native.isel(y=part).values.astype(np.float32), factor) for part in rows]
-        return np.concatenate(means).astype(np.float32)
+        if self.coarse.method == "block_mean":
+            y, x = (slice(along.start * factor, along.stop * factor) for along in part)
+            return grid.block_mean(native.isel(y=y, x=x).values.astype(np.float32), factor).astype(np.float32)
+        y, x = (slice(max(0, along.start - factor // 2), along.stop + factor // 2) for along in part)
+        means = grid.moving_mean(native.isel(y=y, x=x).values.astype(np.float32), factor).astype(np.float32)
+        rows, columns = (slice(i.start - w.start, i.stop - w.start) for i, w in zip(part, (y, x), strict=True))
+        return means[rows, columns]
 
     def observed(self, sample: int, part: Part) -> NDArray[np.bool_]:
         """Where SIF was observed in a part of the field (h, w); no pixel of the padding was."""
@@ -82,33 +114,33 @@ class FieldSource:
         inside = self._inside(part)
         if not self.fine:
             known = np.isfinite(self.native.isel(sample=sample, y=inside[0], x=inside[1]).values)
-        elif (cells := self.cells(sample)) is not None:
-            known = cells[1][self._at(inside, cells[1].shape)]
         else:
-            return found
+            part = self._cells_of(inside)
+            known = np.isfinite(self._known(sample, part))[self._at(inside, part)]
         found[: known.shape[0], : known.shape[1]] = known
         return found
 
     def read(self, sample: int, part: Part) -> TileFields:
         """What the model reads of a part of the field, which begins with a block. ValueError without any SIF."""
-        cells = self.cells(sample)
-        if cells is None:
+        if not self.has_sif(sample):
             raise ValueError(f"sample {sample} has no {self.target}, so that there is nothing to predict from")
         predictors = np.full((len(self.channels), *(s.stop - s.start for s in part)), np.nan, np.float32)
         inside = self._inside(part)
         wide = tuple(self._widened(along, size) for along, size in zip(inside, self.shape, strict=True))
         cut = self.bands.isel(sample=[sample], y=wide[0], x=wide[1])
-        cut = cut.assign({OBSERVED: (("sample", "y", "x"), cells[0][self._at(wide, cells[0].shape)][None])})
+        within = self._cells_of(wide, part)
+        cells, observed = self._cells(sample, within)
+        cut = cut.assign({OBSERVED: (("sample", "y", "x"), cells[self._at(wide, within)][None])})
         if self.fine:  # what averages of SIF among the predictors are made of
-            known = np.where(cells[1], cells[0], np.float32(np.nan))
-            cut = cut.assign({self.target: (("sample", "y", "x"), known[self._at(wide, known.shape)][None])})
+            known = np.where(observed, cells, np.float32(np.nan))
+            cut = cut.assign({self.target: (("sample", "y", "x"), known[self._at(wide, within)][None])})
         made, lazy = make_predictors(cut, self.features, self.coarse, self.target)
         names = [channel.name for channel in made]
         y, x = (slice(i.start - w.start, i.stop - w.start) for i, w in zip(inside, wide, strict=True))
         # one thread: that of the network, which works meanwhile, has the others
         found = lazy[0, [names.index(name) for name in self.channels], y, x].compute(scheduler="synchronous")
         predictors[:, : found.shape[1], : found.shape[2]] = found
-        return TileFields(predictors, cells[0][self._at(part, cells[0].shape)], self.observed(sample, part))
+        return TileFields(predictors, cells[self._at(part, within)], self.observed(sample, part))
 
     def _inside(self, part: Part) -> Part:
         """Without what lies in the padding."""
@@ -117,11 +149,22 @@ class FieldSource:
         )
         return rows, columns
 
-    def _at(self, part: Sequence[slice], shape: tuple[int, ...]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """Index of the cell of each pixel; the last one goes on into the padding."""
+    def _cells_of(self, *parts: Sequence[slice]) -> Part:
+        """The cells that parts lie in; the last one goes on into the padding."""
         rows, columns = (
-            np.minimum(np.arange(along.start, along.stop) // self.block_px, size - 1)
-            for along, size in zip(part, shape, strict=True)
+            slice(
+                min(min(along.start for along in axis) // self.block_px, size - 1),
+                min(-(-max(along.stop for along in axis) // self.block_px), size),
+            )
+            for axis, size in zip(zip(*parts, strict=True), self.cells_shape, strict=True)
+        )
+        return rows, columns
+
+    def _at(self, part: Sequence[slice], cells: Part) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Index, among ``cells``, of the cell of each pixel."""
+        rows, columns = (
+            np.minimum(np.arange(along.start, along.stop) // self.block_px, size - 1) - of.start
+            for along, of, size in zip(part, cells, self.cells_shape, strict=True)
         )
         return rows[:, None], columns[None, :]
 

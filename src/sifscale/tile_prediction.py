@@ -9,10 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from sifscale.config import ConfigError
-from sifscale.conservation import block_means, conserve
+from sifscale.conservation import Blocks, block_means, blocks_of, conserve, conserve_smoothly
+from sifscale.convolution_rounding import memory_format, small_px
+from sifscale.grid import block_repeat
 from sifscale.models.ensemble import mean_of
 from sifscale.models.mc_dropout import McDropout
 from sifscale.receptive_field import Reach, find_reach, pooling_px
@@ -20,8 +22,6 @@ from sifscale.task import DownscalingTask
 from sifscale.tile_fields import TileFields
 from sifscale.tiles import Tile, crops_of, make_tiles, padded_shape
 from sifscale.uncertainty import error_bars
-
-_NOT_ONEDNN = 20480  # values; use_mkldnn in PyTorch's aten/src/ATen/native/Convolution.cpp
 
 FLAGS = {
     "observed": 1,
@@ -54,6 +54,19 @@ class Residuals:
 
 
 @dataclass(frozen=True)
+class Said:
+    """What a model says of the core of a tile, and all else that its map is made of.
+
+    raw (members, outputs, h, w): as `DownscalingTask.each`, before conservation; coarse (h, w); quality (h, w): all of
+    `FLAGS` but conserved.
+    """
+
+    raw: NDArray[np.float32]
+    coarse: NDArray[np.float32]
+    quality: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
 class MappedTile:
     """values (h, w) in units of the target, NaN where there is none; quality (h, w), see FLAGS.
 
@@ -79,8 +92,8 @@ class TilePredictor:
     """A trained task that predicts tiles; tiles of any size give the same bits as the whole padded field would.
 
     Cores begin at multiples of what pooling and coarse blocks need, windows hold all that a core depends on, and on a
-    CPU convolutions sum in one order whatever the size, in the layout that `_memory_format` chooses and if the same
-    library does them: for small inputs PyTorch takes another one, unless there are two in a batch (see `_small_px`).
+    CPU convolutions sum in one order whatever the size, in the layout that `memory_format` chooses and if the same
+    library does them: for small inputs PyTorch takes another one, unless there are two in a batch (see `small_px`).
     conservation: one of `CONSERVATIONS`, computed in float64. fill_gaps: predict also where no SIF was observed but
     every predictor is known. leave_out: no value where a predictor is missing. half: bfloat16 in the network.
     """
@@ -101,8 +114,8 @@ class TilePredictor:
         self.reach, self.step_px = _reach_and_step(task)
         self.device = torch.device(device)
         self.task = task.eval().to(self.device)
-        self._small_px = _small_px(task.model, len(task.spec.channels))
-        self._format = _memory_format(self.task.model)
+        self._small_px = small_px(task.model, len(task.spec.channels))
+        self._format = memory_format(self.task.model)
         for weights in (parameter for parameter in self.task.model.parameters() if parameter.ndim == 4):
             weights.data = weights.data.contiguous(memory_format=self._format)
 
@@ -167,86 +180,69 @@ class TilePredictor:
             given = predictors.to(self.device).contiguous(memory_format=self._format)
             return self.task.each(given, coarse.to(self.device))[:, :batch].float().cpu()
 
-    def finish(self, raw: Tensor, fields: TileFields, tile: Tile) -> MappedTile:
-        """Values, flags and error bars of the core from what members say of the window, (members, outputs, h, w)."""
+    def say(self, raw: Tensor, fields: TileFields, tile: Tile) -> Said:
+        """The core of what members say of the window, (members, outputs, h, w), with its quality."""
         predictors, observed = fields.predictors[:, *tile.inner], fields.observed[tile.inner]
-        coarse = torch.from_numpy(fields.coarse[tile.inner])[None, None].double()
         missing = np.isnan(predictors).any(axis=0)
-        kept = ~missing if self.leave_out else np.ones_like(missing)
-        gaps = ~observed & ~missing if self.fill_gaps else np.zeros_like(missing)
-        said = raw[..., *tile.inner].double()
-        members = said[:, :1]
-        known = torch.from_numpy(observed & kept)[None, None]
-        before = mean_of(members)[None]
-        residuals = self._residuals(before, coarse, known) if self.spec.block_px > 1 else Residuals()
-        each = (len(members), -1, -1, -1)
-        conserved = conserve(
-            self.conservation, members, coarse.expand(each), known.expand(each), self.spec.block_px
-        )
-        fine = mean_of(conserved)[None]
-        shown = (observed & kept) | gaps
         quality = np.where(observed, FLAGS["observed"], FLAGS["no_observation"])
-        quality |= FLAGS["predictor_missing"] * missing | FLAGS["gap_filled"] * gaps
+        quality |= FLAGS["predictor_missing"] * missing
+        quality |= FLAGS["gap_filled"] * (~observed & ~missing & self.fill_gaps)
         quality |= FLAGS["extrapolated"] * self._beyond_training(predictors)
-        quality |= FLAGS["conserved"] * (shown & (fine != before).numpy()[0, 0])
+        return Said(raw[..., *tile.inner].numpy(), fields.coarse[tile.inner], quality.astype(np.uint8))
+
+    def blocks(self, said: Said) -> Blocks:
+        """What conservation=smooth reads of the coarse cells of a tile, for each member."""
+        members, coarse, known = self._fields(said)
+        return blocks_of(members, coarse, known, self.spec.block_px)
+
+    def finish(self, said: Said, correction: Tensor | None = None) -> MappedTile:
+        """Values, flags and error bars of the core.
+
+        correction (members, 2, h + 2, w + 2): under conservation=smooth the tile's part of `smooth_correction` of the
+        whole sample, a value a coarse cell and a margin of one; ValueError without it.
+        """
+        if correction is None and self.conservation == "smooth":
+            raise ValueError("conservation=smooth needs the correction of the whole sample: map it by map_tiles")
+        members, coarse, known = self._fields(said)
+        block_px = self.spec.block_px
+        if correction is None:
+            each = (len(members), -1, -1, -1)
+            conserved = conserve(self.conservation, members, coarse.expand(each), known.expand(each), block_px)
+        else:
+            conserved = conserve_smoothly(members, coarse, known, block_px, correction)
+        before, fine = mean_of(members)[None], mean_of(conserved)[None]
+        means, counts = block_means(before - coarse, known, block_px)
+        found = means[counts > 0]
+        residuals = Residuals()
+        if block_px > 1:
+            largest = float(found.abs().max()) if len(found) else 0.0
+            residuals = Residuals(len(found), float((found**2).sum()), largest)
+        quality, gaps = said.quality, (said.quality & FLAGS["gap_filled"]) > 0
+        shown = known.numpy()[0, 0] | gaps
+        height, width = shown.shape
+        in_cell = block_repeat((counts > 0).numpy()[0, 0], block_px, height, width)
+        quality = quality | np.uint8(FLAGS["conserved"]) * (shown & in_cell & (fine != before).numpy()[0, 0])
         values = np.where(shown, fine.numpy()[0, 0], np.nan).astype(self.dtype)
         bars = None
         if self.spec.uncertainty is not None:
-            calibration = self.task.calibration
-            (widths,) = error_bars(self.spec.uncertainty, said[:, None], conserved[:, None], calibration).numpy()
+            raw, calibration = torch.from_numpy(said.raw).double(), self.task.calibration
+            (widths,) = error_bars(self.spec.uncertainty, raw[:, None], conserved[:, None], calibration).numpy()
             ends = np.stack([widths[0], values - widths[1], values + widths[2]])
             bars = np.where(shown & ~gaps, ends, np.nan).astype(np.float32)
-        return MappedTile(values, quality.astype(np.uint8), residuals, bars)
+        return MappedTile(values, quality, residuals, bars)
 
-    def _residuals(self, fine: Tensor, coarse: Tensor, known: Tensor) -> Residuals:
-        means, counts = block_means(fine - coarse, known, self.spec.block_px)
-        found = means[counts > 0]
-        return Residuals(len(found), float((found**2).sum()), float(found.abs().max()) if len(found) else 0.0)
+    def _fields(self, said: Said) -> tuple[Tensor, Tensor, Tensor]:
+        """Members (members, 1, h, w) and coarse (1, 1, h, w) in float64, and where a mean counts (1, 1, h, w)."""
+        left_out = FLAGS["predictor_missing"] if self.leave_out else 0
+        known = (said.quality & (FLAGS["observed"] | left_out)) == FLAGS["observed"]
+        members = torch.from_numpy(said.raw[:, :1]).double()
+        return members, torch.from_numpy(said.coarse)[None, None].double(), torch.from_numpy(known)[None, None]
 
     def _beyond_training(self, predictors: NDArray[np.float32]) -> NDArray[np.bool_]:
         assert self.spec.origin is not None
         low, high = np.array(self.spec.origin.ranges, dtype=np.float64).T[:, :, None, None]
         beyond: NDArray[np.bool_] = ((predictors < low) | (predictors > high)).any(axis=0)  # NaN is neither
         return beyond
-
-
-def _memory_format(model: nn.Module) -> torch.memory_format:
-    """In which convolutions round alike in a tile and in the whole field: channels last up to 3 x 3, else first.
-
-    Measured (oneDNN 3 on AVX-512): 5 x 5 convolutions of 128 channels and 7 x 7 ones of 96 or more sum in another order
-    when the width changes, if channels are last; bilinear up-sampling does if they are first, and so is done as before.
-    """
-    if all(max(part.kernel_size) <= 3 for part in model.modules() if isinstance(part, nn.Conv2d)):
-        return torch.channels_last
-    for part in (part for part in model.modules() if isinstance(part, nn.Upsample)):
-        part.register_forward_pre_hook(lambda _, inputs: inputs[0].contiguous(memory_format=torch.channels_last))
-        part.register_forward_hook(lambda _, inputs, output: output.contiguous())
-    return torch.contiguous_format
-
-
-def _small_px(model: nn.Module, channels: int) -> float:
-    """Fields of up to so many pixels have an input of a convolution that PyTorch does not leave to oneDNN.
-
-    These are inputs of up to `_NOT_ONEDNN` values; deep in a network they are those with the fewest a pixel of the
-    field. One pass of a small field finds them.
-    """
-    densities: list[float] = []
-    edge = pooling_px(model)
-
-    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        densities.append(inputs[0][0].numel() / edge**2)
-
-    convolutions = [part for part in model.modules() if isinstance(part, nn.Conv2d | nn.ConvTranspose2d)]
-    if any(isinstance(part, nn.Linear) for part in model.modules()) or not convolutions:
-        return 0.0  # of one size, or without a convolution
-    hooks = [part.register_forward_pre_hook(note) for part in convolutions]
-    weights = next(model.parameters())
-    field = torch.zeros(2, channels + 1, edge, edge, device=weights.device)
-    with torch.inference_mode():
-        model(field[:, 1:], field[:, :1])
-    for hook in hooks:
-        hook.remove()
-    return _NOT_ONEDNN / min(densities)
 
 
 def _reach_and_step(task: DownscalingTask) -> tuple[Reach | None, int]:

@@ -18,7 +18,7 @@ class PredictConfig(BuildConfig):
     run: Annotated[str, Field(min_length=1)]
     level: Literal["fine", "native"] | None
     factor: Literal["as_trained", "any"]
-    conservation: Literal["as_trained", "none", "additive", "multiplicative"]
+    conservation: Literal["as_trained", "none", "additive", "multiplicative", "smooth"]
     fill_gaps: bool
     missing_predictors: Literal["fill", "leave_out"]
     format: Literal["zarr", "netcdf", "cog"]
