@@ -5,6 +5,7 @@ from omegaconf import DictConfig
 
 from sifscale.config import RunConfig, load
 from sifscale.jobs import errors_reported
+from sifscale.start import Start
 from sifscale.sweep import closed_whatever_happens
 
 
@@ -15,9 +16,10 @@ def main(cfg: DictConfig) -> None:
         if run.check:
             print(f"ok: {run.label}")
             return
+        start = Start()
         from sifscale.cross_validation import train  # torch and mlflow load only for a valid configuration
 
-        train(run)
+        train(run, start)
 
 
 if __name__ == "__main__":

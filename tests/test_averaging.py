@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 
 Weights = list[Tensor]
 # batch norm has running means and a count of batches, which are no parameters
-WORDS = ("model.norm=batch", "model.widths=[4,8]", "model.bottleneck=8", "trainer.patience=null", "crop.number=4")
+WORDS = (
+    "model.norm=batch", "model.widths=[4,8]", "model.bottleneck=8", "trainer.patience=null", "crop.number=4",
+    "trainer.batch_size=2",  # several steps an epoch
+)  # fmt: skip
 
 
 class Killed(Exception):

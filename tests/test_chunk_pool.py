@@ -30,7 +30,7 @@ LIMIT_MB = 20  # of a cube of 23.5 MB
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def lazy_cube() -> FeatureCube:
     rng = np.random.default_rng(0)
     fields = rng.normal(size=(6, 2, EDGE_PX, EDGE_PX)).astype(np.float32)
     lazy = da.from_array(fields, chunks=(1, 1, EDGE_PX, EDGE_PX))
@@ -38,8 +38,12 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     channels, shape = (Channel("a", True), Channel("b", False)), (EDGE_PX, EDGE_PX)
     flat = lazy[2], lazy[3], lazy[4] > 0, lazy[5]
     weights = da.asarray(rng.random((2, EDGE_PX // 2, EDGE_PX // 2, 1, 3), dtype=np.float32))
-    cube = FeatureCube(channels, lazy[:2].swapaxes(0, 1), *flat, 2, shape, ("a", "a"), days, footprint_weights=weights)
-    return materialise(cube, tmp_path_factory.mktemp("store"), "test")
+    return FeatureCube(channels, lazy[:2].swapaxes(0, 1), *flat, 2, shape, ("a", "a"), days, footprint_weights=weights)
+
+
+@pytest.fixture(scope="module")
+def store(lazy_cube: FeatureCube, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return materialise(lazy_cube, tmp_path_factory.mktemp("store"), "test")
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +118,8 @@ def test_crops_that_straddle_chunks_and_windows_are_whole(store: Path, memory: F
     pool = ChunkPool(on_disk(store, 14), plan, mixed=True)
     assert pool.edge_px == (256, 256) and len(pool.boxes) == 9
     for number in range(len(plan)):
-        source, sample, y, x = pool.crop(number)
-        at = tuple(plan.table[number, 1:3])
+        ((source, _, corner),) = pool.crops([number])
+        (sample, y, x), at = corner[0], plan.table[number, 1:3]
         expected = memory.predictors[1, :, at[0] : at[0] + 64, at[1] : at[1] + 64]
         np.testing.assert_array_equal(source.predictors[sample, :, y : y + 64, x : x + 64], expected)
     pool.release()
@@ -317,3 +321,40 @@ def test_crops_can_be_asked_for_in_any_order(store: Path, memory: FeatureCube) -
         found, wanted = crops[numbers], expected[numbers]
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[name], wanted[name]) for name in found)
+        assert all(found[name].stride() == wanted[name].stride() for name in found), "or convolutions would differ"
+        assert found["predictors"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_codes_are_crops_within_half_a_step_and_the_same_from_disk_and_memory(
+    lazy_cube: FeatureCube, store: Path, memory: FeatureCube, tmp_path: Path
+) -> None:
+    small = replace(lazy_cube, footprint_weights=None)
+    coded = materialise(small, tmp_path, "test", stored_as="int16")
+    assert coded.name != store.name
+    plan, limit_mb = make_plan(60, 64, 9), 12  # of 17.6 MB as it reads
+    on_disk_, in_memory = (CropBatches(open_features(coded, limit), plan, None, mixed=True) for limit in (limit_mb, 99))
+    assert on_disk_.pool is not None and in_memory.pool is None
+    step = [np.ptp(memory.predictors[:, i]) / 65534 for i in range(2)]
+    for numbers in np.arange(60).reshape(-1, 12).tolist():
+        found, same = on_disk_[numbers], in_memory[numbers]
+        assert all(torch.equal(found[name], same[name]) for name in found)
+        for i, number in enumerate(numbers):
+            expected = cut(memory, plan, number)
+            error = np.abs(found["predictors"][i].numpy() - expected["predictors"]).max(axis=(1, 2))
+            assert (error <= np.array(step) * 0.5 + 1e-6).all()
+            np.testing.assert_array_equal(found["target"][i].numpy(), expected["target"])
+    uncoded = ChunkPool(replace(on_disk(store, limit_mb), footprint_weights=None), plan, mixed=True)
+    assert on_disk_.pool.slots > uncoded.slots
+
+
+def test_other_tools_read_codes_by_scale_and_offset(lazy_cube: FeatureCube, tmp_path: Path) -> None:
+    import xarray as xr
+
+    small = lazy_cube.predictors[:1, :, :64, :64]
+    small = da.where(small > 2, np.nan, small).astype(np.float32)
+    flat = small[:, 0], small[:, 0], small[:, 0] > 0, small[:, 0]
+    cube = FeatureCube(lazy_cube.channels, small, *flat, 1, (64, 64), ("a",), lazy_cube.times[:1])
+    path = materialise(cube, tmp_path, "test", stored_as="int16")
+    with xr.open_zarr(path, consolidated=False) as found:
+        values = (found["predictors"] * found["scale"] + found["offset"]).transpose("sample", "channel", "y", "x")
+    np.testing.assert_allclose(values.values, open_features(path, 99).predictors, rtol=1e-6, atol=1e-6)

@@ -317,11 +317,12 @@ MISTAKES = [
     one("trainer.loss", "rmse", "must be 'mse', 'mae', 'huber', 'error_weighted', 'cells',"),
     one("trainer.schedule", "step", "must be 'constant', 'cosine' or 'one_cycle'"),
     one("trainer.average", "mean", "must be 'none', 'ema' or 'swa'"),
+    one("trainer.compile", "maybe", "must be true or false"),
     one("trainer.precision", "bf16", "must be 'auto', '32-true', 'bf16-mixed' or '16-mixed'"),
     one("features.lbp[0].method", "uniforme", "must be 'default', 'ror', 'uniform', 'nri_uniform' or 'var'"),
     one("model.name", "unett", "must be one of 'unet', 'sifnet'"),
     one("window.source", "csv", "must be one of 'table', 'satellite', 'osse', 'patches'"),
-    one("conservation", "yes", "must be 'none', 'additive', 'multiplicative' or 'softmax'"),
+    one("conservation", "yes", "must be 'none', 'additive', 'multiplicative', 'softmax' or 'smooth'"),
     # days
     one("window.period.start", "2019-02-30", "must be a day such as 2019-05-25"),
     one("window.period.start", 20190525, "must be a day such as 2019-05-25"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from functools import partialmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sifscale import fitting, testing
 from sifscale.config import PROJECT_ROOT, ConfigError, RunConfig
@@ -120,6 +122,62 @@ def test_no_nan_ever_reaches_the_network(workplace: Workplace, tmp_path: Path) -
     scores = finish(parts, tmp_path)
     assert seen and all(seen)
     assert all(np.isfinite(value) for value in scores.values())
+
+
+class Waits(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's own
+    """Notes what a GPU would be waited for: numbers read by Python or made from its own, sizes that follow values."""
+
+    OPERATIONS = {"_local_scalar_dense", "nonzero", "masked_select", "bincount", "equal", "_unique2", "lift_fresh"}
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # torch's own
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        by_mask = name.startswith(("index", "_index")) and any(
+            isinstance(part, Tensor) and part.dtype == torch.bool
+            for arg in args if isinstance(arg, list | tuple) for part in arg
+        )  # fmt: skip
+        if by_mask or name in self.OPERATIONS:
+            self.found.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "word",
+    [
+        *(f"trainer.loss={name}" for name in
+          ("mse", "error_weighted", "cells", "dssim", "spectral", "aggregate")),
+        *(f"uncertainty={name}" for name in ("ensemble", "mc_dropout", "heteroscedastic", "quantile")),
+        "conservation=multiplicative",
+    ],
+)  # fmt: skip
+def test_no_training_step_waits_for_a_gpu(workplace: Workplace, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the first one, which makes what is kept. What Lightning does with the loss is its own."""
+    weights = ("trainer.total_variation_weight=0.1", "conservation_weight=0.1", "evaluation.cell_px=2")
+    _, _, _, task, data = room(workplace, *weights, word)
+    monkeypatch.setattr(task, "log", lambda *args, **options: None)
+    batch: dict[str, Any] = next(iter(data.train_dataloader()))
+    task.training_step(batch, 0)
+    with Waits() as waits:
+        task.training_step(batch, 1).backward()  # type: ignore[no-untyped-call]  # torch's own
+    assert waits.found == []
+
+
+def test_a_compiled_network_leaves_a_checkpoint_that_one_without_a_compiler_loads(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # only traced: torch's own compiler takes a minute
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
+    words = ("trainer.compile=true", "trainer.epochs=1", "model.widths=[4]", "model.bottleneck=4")
+    run, _, _, task, data = room(workplace, *words)
+    fitting.fit(run, task, data, tmp_path, NOWHERE_TO_LOG)
+    again = DownscalingTask.load_from_checkpoint(tmp_path / "checkpoints" / "best.ckpt", map_location="cpu").eval()
+    batch = next(iter(data.test_dataloader()))
+    with torch.no_grad():
+        first, second = (one.eval()(batch["predictors"], batch["coarse"]) for one in (task, again))
+    torch.testing.assert_close(first, second)
 
 
 @pytest.mark.parametrize("loss", ["mse", "mae", "huber", "error_weighted", "dssim", "spectral", "aggregate"])

@@ -12,6 +12,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 
 from sifscale.config import Trainer
+from sifscale.machine import uses_cuda
 
 SWA_START = 0.75  # share of the epochs before weights are averaged: Izmailov et al. 2018, section 4
 
@@ -24,12 +25,14 @@ def weight_average(options: Trainer) -> list[pl.Callback]:
     swa: the plain mean of the weights at the end of each epoch of the last quarter (Izmailov et al. 2018, arXiv
     1803.05407); before it, the weights as they are.
     """
+    # unless told, Lightning takes that of a module that it has not moved yet, and copies all weights there each step
+    device = "cuda" if uses_cuda(options.accelerator) else None
     if options.average == "ema":
         share = _moved(lambda number: max(1 - options.average_decay, 9 / (10 + number)))
-        return [pl.callbacks.WeightAveraging(multi_avg_fn=share)]
+        return [pl.callbacks.WeightAveraging(device, multi_avg_fn=share)]
     if options.average == "swa":
         first = int(SWA_START * options.epochs)
-        return [_EpochAveraging(multi_avg_fn=_moved(lambda number: 1 / (max(number - first, 0) + 1)))]
+        return [_EpochAveraging(device, multi_avg_fn=_moved(lambda number: 1 / (max(number - first, 0) + 1)))]
     return []
 
 

@@ -20,17 +20,22 @@ class Buffers:
         self._least = least
         self._pieces: list[tuple[NDArray[np.uint8], weakref.ref[NDArray[Any]]]] = []
 
-    def take(self, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+    def take(self, shape: tuple[int, ...], dtype: DTypeLike, channels_last: bool = False) -> NDArray[Any]:
         """An array with any content. What is made of it must keep it alive, as ``torch.from_numpy`` does.
 
-        A NumPy view does not: NumPy lets views refer to the memory below them.
+        A NumPy view does not: NumPy lets views refer to the memory below them. channels_last: the second dimension
+        varies fastest in memory.
         """
         size = math.prod(shape) * np.dtype(dtype).itemsize
         idle = [memory for memory, user in self._pieces if user() is None]
         memory = next((piece for piece in idle if piece.nbytes >= size), None)
         if memory is None:
             memory = np.empty(max(size, self._least), np.uint8)
-        array = memory[:size].view(dtype).reshape(shape)
+        values = memory[:size].view(dtype)
+        if channels_last:
+            array = np.moveaxis(values.reshape(shape[0], *shape[2:], shape[1]), -1, 1)
+        else:
+            array = values.reshape(shape)
         used = [(piece, user) for piece, user in self._pieces if user() is not None]
         spare = [(piece, user) for piece, user in self._pieces if user() is None and piece is not memory]
         self._pieces = [*used, (memory, weakref.ref(array)), *spare[: _IDLE - 1]]

@@ -7,10 +7,11 @@ wherever it is. See docs/decisions/0013.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import zarr
@@ -19,13 +20,17 @@ from zarr.storage import LocalStore
 
 from sifscale.buffers import Buffers
 from sifscale.config import ConfigError
+from sifscale.crop_kernels import side_by_side
 from sifscale.crops import CropPlan
 from sifscale.features import FeatureCube
+from sifscale.quantised import Quantised
 
 if TYPE_CHECKING:
     import tensorstore
 
 log = logging.getLogger(__name__)
+
+Integers: TypeAlias = NDArray[np.intp]
 
 SLOTS = 6  # windows that a training batch is mixed from at least, where the limit allows: they are made that small
 AHEAD = 1  # windows that are read before they are needed
@@ -47,7 +52,7 @@ class ChunkPool:
 
     def __init__(self, features: FeatureCube, plan: CropPlan, *, mixed: bool) -> None:
         self.features, self.plan = features, plan
-        self._fields = {name: field for name in FIELDS if (field := getattr(features, name)) is not None}
+        self._fields = _read_fields(features)
         self.edge_px, self.slots = _layout(features, plan.size, mixed)
         self.home, self.boxes = _windows(plan, self.edge_px)
         self._held: dict[int, Future[FeatureCube]] = {}
@@ -55,7 +60,7 @@ class ChunkPool:
         self._memory = self._empty()
         self.follow(np.arange(len(plan)))
 
-    def follow(self, order: NDArray[np.intp]) -> None:
+    def follow(self, order: Integers) -> None:
         """The crops that will be asked for, in this order; each once."""
         turns, first = np.unique(self.home[order], return_index=True)
         _, before_end = np.unique(self.home[order[::-1]], return_index=True)
@@ -75,16 +80,24 @@ class ChunkPool:
                 self._reader = self._reader or ThreadPoolExecutor(1, "chunks")
                 self._held[window] = self._reader.submit(self._read, *self.boxes[window].tolist())
 
-    def crop(self, number: int) -> tuple[FeatureCube, int, int, int]:
-        """A cube that holds the crop, and its sample, y0 and x0 there; only until ``prepare`` is called again."""
-        window = int(self.home[number])
-        if window not in self._held:
-            self.prepare(number)
-        sample, y, x = self.plan.table[number, :3].tolist()
-        if window not in self._held:  # more are in use than there are slots
-            return self.features, sample, y, x
-        y0, x0 = self.boxes[window, 1:3].tolist()
-        return self._held[window].result(), 0, y - y0, x - x0
+    def crops(self, numbers: list[int]) -> Iterator[tuple[FeatureCube, Integers, Integers]]:
+        """Cubes in memory that hold these crops, each to be read before the next is asked for.
+
+        With each, which of ``numbers`` it holds, (n,), and their sample, y0 and x0 in it, (n, 3).
+        """
+        self.prepare(numbers[0])
+        home, corner = self.home[numbers], self.plan.table[numbers, :3].astype(np.intp)
+        for window in dict.fromkeys(home.tolist()):
+            place = np.flatnonzero(home == window)
+            if window not in self._held:
+                self.prepare(numbers[place[0]])
+            if window in self._held:
+                yield self._held[window].result(), place, corner[place] - self.boxes[window, :3]
+                continue
+            for one in place:  # more are in use than there are slots
+                sample, y, x = corner[one].tolist()
+                read = self._read(sample, y, x, y + self.plan.size, x + self.plan.size)
+                yield read, np.array([one]), np.zeros((1, 3), np.intp)
 
     def release(self) -> None:
         """Give the memory back, until a crop is asked for."""
@@ -114,17 +127,25 @@ class ChunkPool:
             where = (slice(sample, sample + 1), *((slice(None),) if name == "predictors" else ()), *where)
             if isinstance(field, zarr.Array):
                 chosen = self._stores[name][where].translate_to[0]
-                parts[name] = self._memory[name].take(chosen.shape, field.dtype)
+                parts[name] = self._memory[name].take(chosen.shape, field.dtype, channels_last=name == "predictors")
                 waiting.append(tensorstore.array(parts[name], copy=False, write=True).write(chosen))
             else:  # made in memory
-                parts[name] = field[where]
+                parts[name] = side_by_side(field[where]) if name == "predictors" else np.ascontiguousarray(field[where])
         for written in waiting:
             written.result()
+        if isinstance(coded := self.features.predictors, Quantised):
+            parts["predictors"] = replace(coded, codes=parts["predictors"])
         return replace(self.features, **parts)
 
     @cached_property
     def _stores(self) -> dict[str, tensorstore.TensorStore]:
         return {name: _reopened(field) for name, field in self._fields.items() if isinstance(field, zarr.Array)}
+
+
+def _read_fields(features: FeatureCube) -> dict[str, Any]:
+    """What is read of a cube: codes instead of what they stand for, as twice as many of them fit the limit."""
+    fields = {name: field for name in FIELDS if (field := getattr(features, name)) is not None}
+    return {name: field.codes if isinstance(field, Quantised) else field for name, field in fields.items()}
 
 
 def _reopened(array: zarr.Array[Any]) -> tensorstore.TensorStore:
@@ -143,7 +164,7 @@ def _layout(features: FeatureCube, size: int, mixed: bool) -> tuple[tuple[int, i
     Enough is SLOTS for crops in a mixed order, and else a row of windows, so that each is read once.
     """
     shape = features.coarse.shape[1:]
-    fields = [field for name in FIELDS if isinstance(field := getattr(features, name), zarr.Array)]
+    fields = [field for field in _read_fields(features).values() if isinstance(field, zarr.Array)]
     bytes_per_px: float = sum(field.nbytes for field in fields) / features.coarse.size
     limit, chunk = features.memory_limit_mb * 1e6, features.coarse.chunks[1:]
 
@@ -170,7 +191,7 @@ def _layout(features: FeatureCube, size: int, mixed: bool) -> tuple[tuple[int, i
     return (chunks * chunk[0], chunks * chunk[1]), slots
 
 
-def _windows(plan: CropPlan, edge_px: tuple[int, int]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+def _windows(plan: CropPlan, edge_px: tuple[int, int]) -> tuple[Integers, Integers]:
     """Number of the window of each crop (crop,), by its upper-left pixel; and the windows' boxes (window, 5)."""
     corner = plan.table[:, :3].astype(np.intp)
     square = corner // (1, *edge_px)

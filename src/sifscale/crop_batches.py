@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,16 @@ from sifscale.batch_order import BatchOrder
 from sifscale.buffers import Buffers
 from sifscale.chunk_pool import ChunkPool, on_disk
 from sifscale.config import ConfigError, digest
+from sifscale.crop_kernels import Flat, cut, rows_of, score, side_by_side
 from sifscale.crops import CropPlan
 from sifscale.features import FeatureCube
+from sifscale.quantised import Quantised
 from sifscale.splits import TEST
 
 Batch = dict[str, Tensor]
+FLAT = ("coarse", "target", "weight", "valid")
+# For the kernels, which want arrays of one type
+_NO_PARTS, _AS_IT_IS = np.empty((0, 0, 0), np.int8), np.empty(0, np.float32)
 
 
 class CropBatches(Dataset[Batch]):
@@ -37,8 +43,9 @@ class CropBatches(Dataset[Batch]):
         part: int = TEST,
         mixed: bool = False,
     ) -> None:
-        self.features, self.plan, self.parts, self.part = features, plan, parts, part
         self.pool = ChunkPool(features, plan, mixed=mixed) if on_disk(features) else None
+        self.features = features if self.pool else _in_rows(features)
+        self.plan, self.parts, self.part = plan, parts, part
         self._memory: defaultdict[str, Buffers] = defaultdict(Buffers)
 
     def __len__(self) -> int:
@@ -49,19 +56,13 @@ class CropBatches(Dataset[Batch]):
 
         valid: target observed. scored: valid, in the core of the crop and, where parts are given, in ``part``.
         crop (B,): the numbers. footprint_weights (B, H / block, W / block, k, k) float32, where the feature cube has
-        them. Values are physical, gaps NaN: the task normalises and fills them.
+        them. Values are physical, gaps NaN: the task normalises and fills them. In memory all channels of a pixel lie
+        side by side, PyTorch's channels_last, wherever the crops come from.
         """
-        rows = self.plan.table[numbers]
         batch = self._room(len(numbers))
-        if self.pool is not None:
-            self.pool.prepare(numbers[0])
         self._fill(batch, numbers)
-        scored = batch["valid"][:, 0] & self._cores(rows)
-        if self.parts is not None:
-            size = self.plan.size
-            for i, (s, y, x) in enumerate(rows[:, :3].tolist()):
-                scored[i] &= self.parts[s, y : y + size, x : x + size] == self.part
-        batch["scored"] = scored[:, None]
+        table, parts = self.plan.table[numbers], self.parts if self.parts is not None else _NO_PARTS
+        score(batch["valid"][:, 0], table, parts, self.part, batch["scored"][:, 0])
         return {name: torch.from_numpy(field) for name, field in batch.items()} | {"crop": torch.tensor(numbers)}
 
     def follow(self, batches: list[list[int]]) -> None:
@@ -77,40 +78,46 @@ class CropBatches(Dataset[Batch]):
     def _room(self, crops: int) -> dict[str, NDArray[Any]]:
         """Arrays for so many crops: memory of earlier batches, if nobody has these any more."""
         size, features = self.plan.size, self.features
-        shapes = dict.fromkeys(("coarse", "target", "weight", "valid"), (1, size, size))
-        shapes["predictors"] = (len(features.channels), size, size)
-        if features.footprint_weights is not None:
-            cells = size // features.block_px
-            shapes["footprint_weights"] = (cells, cells, *features.footprint_weights.shape[3:])
+        kinds = {name: ((1, size, size), getattr(features, name).dtype) for name in FLAT}
+        kinds["scored"] = (1, size, size), np.dtype(bool)
+        kinds["predictors"] = (len(features.channels), size, size), features.predictors.dtype
+        if (weights := features.footprint_weights) is not None:
+            kinds["footprint_weights"] = (*(2 * [size // features.block_px]), *weights.shape[3:]), weights.dtype
         return {
-            name: self._memory[name].take((crops, *shape), getattr(features, name).dtype)
-            for name, shape in shapes.items()
+            name: self._memory[name].take((crops, *shape), dtype, channels_last=name == "predictors")
+            for name, (shape, dtype) in kinds.items()
         }
 
     def _fill(self, batch: dict[str, NDArray[Any]], numbers: list[int]) -> None:
         """Copy the crops into the batch."""
-        size, block = self.plan.size, self.features.block_px
-        flat = [(batch[name], name) for name in ("coarse", "target", "weight", "valid")]
-        predictors, weights = batch["predictors"], batch.get("footprint_weights")
-        for i, number in enumerate(numbers):
-            if self.pool is None:
-                source, (sample, y, x) = self.features, self.plan.table[number, :3].tolist()
-            else:
-                source, sample, y, x = self.pool.crop(number)
-            rows, columns = slice(y, y + size), slice(x, x + size)
-            predictors[i] = source.predictors[sample, :, rows, columns]
-            for field, name in flat:
-                field[i, 0] = getattr(source, name)[sample, rows, columns]
-            if weights is not None:  # of the native cells that make up the crop; crops never cut a cell
-                cells = slice(y // block, (y + size) // block), slice(x // block, (x + size) // block)
-                weights[i] = source.footprint_weights[sample, *cells]
+        corners = self.plan.table[numbers, :3].astype(np.intp)
+        in_memory = [(self.features, np.arange(len(numbers)), corners)]
+        cells, block = self.plan.size // self.features.block_px, self.features.block_px
+        into = rows_of(batch["predictors"]), _flat({name: batch[name][:, 0] for name in FLAT})
+        for source, place, corner in in_memory if self.pool is None else self.pool.crops(numbers):
+            cut(*_coded(source.predictors, self.plan.size), _flat(vars(source)), corner, place, *into)
+            if source.footprint_weights is not None:  # of the native cells that make up a crop, which never cuts one
+                for number, (sample, y, x) in zip(place, corner // (1, block, block), strict=True):
+                    found = source.footprint_weights[sample, y : y + cells, x : x + cells]
+                    batch["footprint_weights"][number] = found
 
-    def _cores(self, rows: NDArray[np.int32]) -> NDArray[np.bool_]:
-        at = np.arange(self.plan.size)
-        y, x = rows[:, 1, None] + at, rows[:, 2, None] + at
-        in_y = (y >= rows[:, 3, None]) & (y < rows[:, 5, None])
-        in_x = (x >= rows[:, 4, None]) & (x < rows[:, 6, None])
-        return in_y[:, :, None] & in_x[:, None, :]
+
+def _in_rows(features: FeatureCube) -> FeatureCube:
+    """The same cube in memory as crops are cut from it fastest; nothing is copied that lies so."""
+    flat: dict[str, Any] = {name: np.ascontiguousarray(getattr(features, name)) for name in FLAT}
+    return replace(features, predictors=side_by_side(np.asarray(features.predictors)), **flat)
+
+
+def _flat(fields: Mapping[str, Any]) -> Flat:
+    coarse, target, weight, valid = (fields[name] for name in FLAT)
+    return coarse, target, weight, valid
+
+
+def _coded(predictors: Any, size: int) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
+    """Rows of the predictors, and scale and offset of each value in a row of a crop, empty where they are no codes."""
+    if isinstance(predictors, Quantised):
+        return rows_of(predictors.codes), np.tile(predictors.scale, size), np.tile(predictors.offset, size)
+    return rows_of(predictors), _AS_IT_IS, _AS_IT_IS
 
 
 class CropLoader:

@@ -15,6 +15,7 @@ from sifscale.metrics import merged, pooled
 from sifscale.noise_floor import NoiseFloor
 from sifscale.resuming import resumed_run_id, run_folder
 from sifscale.run_record import log_config, opening_tags, run_name, tags
+from sifscale.start import Start
 from sifscale.testing import VIEWS, Tested, show, test_metrics, write
 from sifscale.tracking import RunLog, is_main_process, run_log
 from sifscale.training import (
@@ -29,35 +30,41 @@ from sifscale.uncertainty import Spread
 from sifscale.windows import open_or_build
 
 
-def train(run: RunConfig) -> dict[str, float]:
+def train(run: RunConfig, start: Start) -> dict[str, float]:
     """Train, test and log what the configuration asks for; returns the final metrics, of all folds those of the pool.
+
+    start: the clock of the command, which lists its parts up to the first training step.
 
     Raises ValueError with clear lines where the data do not allow the run, or where an honest run has a finding.
     """
+    start.mark("imports")
     folder = run_folder(run)
     if twin := adopt(run, folder):
         return dict(twin.data.metrics)
     with trial_of_this_job() as trial:
         if isinstance(run.split, BlocksSplit | PlacesSplit) and run.split.folds == "all":
-            metrics = _every_fold(run, folder, trial)
+            metrics = _every_fold(run, folder, trial, start)
         else:
-            metrics = train_once(run, folder, trial=trial).metrics
+            metrics = train_once(run, folder, trial=trial, start=start).metrics
         if trial:
             trial.complete()
         return metrics
     return {}  # a search ended the run before its test
 
 
-def _every_fold(run: RunConfig, folder: Path, trial: SearchTrial | None) -> dict[str, float]:
+def _every_fold(run: RunConfig, folder: Path, trial: SearchTrial | None, start: Start) -> dict[str, float]:
     """One MLflow run a fold, children of one that holds the pooled scores of the out-of-fold predictions."""
     assert isinstance(run.split, BlocksSplit | PlacesSplit)
     cube = open_or_build(run)
+    start.mark("cube")
     resumed = resumed_run_id(folder) if run.resume else None
     opening = opening_tags(run, folder) | trial_tags(trial)
     with run_log(run.tracking, run_name(run), resume=resumed, tags=opening, watch=False) as tracker:
         (folder / "run_id").write_text(tracker.run_id)
         log_config(run, tracker, folder, {})
-        folds = [_fold(run, fold, folder, tracker, trial) for fold in range(run.split.k)]
+        start.mark("tracking")
+        starts = [start, *(None for _ in range(run.split.k - 1))]
+        folds = [_fold(run, fold, folder, tracker, trial, begun) for fold, begun in enumerate(starts)]
         tested = pool([outcome.tested for outcome in folds])
         metrics = test_metrics(run, tested) | _over_folds(folds)
         findings = [finding for outcome in folds for finding in outcome.findings]
@@ -78,14 +85,16 @@ def _every_fold(run: RunConfig, folder: Path, trial: SearchTrial | None) -> dict
     return metrics
 
 
-def _fold(run: RunConfig, fold: int, folder: Path, tracker: RunLog, trial: SearchTrial | None) -> Outcome:
+def _fold(
+    run: RunConfig, fold: int, folder: Path, tracker: RunLog, trial: SearchTrial | None, start: Start | None
+) -> Outcome:
     """A run of its own, which goes on where it stopped if all are resumed; the study counts the pool, not its parts."""
     place = folder / f"fold_{fold}"
     place.mkdir(exist_ok=True)
     started = run.resume and (place / "config.yaml").exists()
     changes = {"split": run.split.model_copy(update={"folds": fold}), "study": None, "arm": run.label}
     one = run.model_copy(update={**changes, "resume": str(place) if started else None})
-    return train_once(one, place, parent=tracker.run_id, trial=trial)
+    return train_once(one, place, parent=tracker.run_id, trial=trial, start=start)
 
 
 def pool(folds: Sequence[Tested]) -> Tested:

@@ -8,15 +8,18 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 import zarr
-from zarr.codecs import BloscCodec
+from numpy.typing import NDArray
+from zarr.codecs import BloscCodec, TransposeCodec
 
 from sifscale.config import digest
+from sifscale.crop_kernels import MISSING
 from sifscale.features import Channel, FeatureCube
+from sifscale.quantised import Quantised, quantised
 from sifscale.whole import remove_leftovers, temporary
 
 log = logging.getLogger(__name__)
@@ -27,14 +30,20 @@ WEIGHT_DIMS = ("sample", "cell_y", "cell_x")  # of footprint weights, before tho
 CHUNK_CELLS = 16  # of footprint weights along an edge, about what a crop needs
 # Little smaller than raw numbers and little slower to read, but codes, classes and masks become small.
 COMPRESSOR = BloscCodec(cname="lz4", clevel=1, shuffle="noshuffle")
+SIDE_BY_SIDE = TransposeCodec(order=(0, 2, 3, 1))  # within chunks all channels of a pixel, as crops are cut
 
 
-def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
+def materialise(
+    features: FeatureCube, folder: Path, *key: Any, stored_as: Literal["float32", "int16"] = "float32"
+) -> Path:
     """Write the feature cube once below ``folder`` under a name made from ``key``; returns its path.
 
-    Concurrent jobs may write the same one: each writes its own temporary folder, the first rename wins.
+    stored_as: int16 keeps predictors as codes, of which no value is off by more than 8e-6 of its channel's range, see
+    `quantised`; coarse, target and weight stay as they are. For other tools: predictors * scale + offset, channel by
+    channel. Concurrent jobs may write the same one: each writes its own temporary folder, the first rename wins.
     """
-    path = folder / f"features_{digest(FEATURES_VERSION, *key)}.zarr"
+    code = [] if stored_as == "float32" else [stored_as]
+    path = folder / f"features_{digest(FEATURES_VERSION, *key, *code)}.zarr"
     if path.exists():
         return path
     chunks = (
@@ -48,8 +57,12 @@ def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
     fields = FIELDS if features.cover is None else (*FIELDS, "cover")
     weights = features.footprint_weights
     cells = {} if weights is None else {"footprint_weights": ((*WEIGHT_DIMS, "ky", "kx"), _by_cells(weights))}
+    predictors = features.predictors.rechunk(chunks)
+    codes = quantised(predictors) if stored_as == "int16" else None
+    pairs = {} if codes is None else {name: ("channel", getattr(codes, name)) for name in ("scale", "offset")}
     dataset = xr.Dataset(
-        {"predictors": (("sample", "channel", "y", "x"), features.predictors.rechunk(chunks))}
+        {"predictors": (("sample", "channel", "y", "x"), codes.codes if codes else predictors)}
+        | pairs
         | {name: (dims, getattr(features, name).rechunk(flat)) for name in fields}
         | cells,
         attrs={
@@ -62,7 +75,10 @@ def materialise(features: FeatureCube, folder: Path, *key: Any) -> Path:
             "cover_names": list(features.cover_names),
         },
     )
-    encoding = {name: {"compressors": COMPRESSOR} for name in dataset.data_vars}
+    encoding: dict[Any, dict[str, Any]] = {name: {"compressors": COMPRESSOR} for name in dataset.data_vars}
+    encoding["predictors"]["filters"] = SIDE_BY_SIDE
+    if codes:
+        encoding["predictors"]["_FillValue"] = MISSING
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
     partial = temporary(path)
@@ -86,12 +102,15 @@ def open_features(path: Path, memory_limit_mb: int) -> FeatureCube:
     group = zarr.open_group(path, mode="r")
     names = ("predictors", *FIELDS, "cover", "footprint_weights")
     arrays: dict[str, Any] = {name: group[name] for name in names if name in group}
+    if "scale" in group:
+        scale, offset = (np.asarray(group[name][:]) for name in ("scale", "offset"))  # type: ignore[index]  # arrays
+        arrays["predictors"] = Quantised(arrays["predictors"], scale, offset)
     size_mb = sum(array.nbytes for array in arrays.values()) / 1e6
     fits = size_mb <= memory_limit_mb
     how = "kept in memory" if fits else "stays on disk, crops are cut from chunks read ahead"
     log.info("feature cube of %.1f MB: %s (trainer.memory_limit_mb = %d)", size_mb, how, memory_limit_mb)
     if fits:
-        arrays = {name: array[:] for name, array in arrays.items()}
+        arrays = {name: _in_memory(array) for name, array in arrays.items()}
     attrs: dict[str, Any] = dict(group.attrs)
     return FeatureCube(
         channels=tuple(Channel(n, bool(s)) for n, s in zip(attrs["channels"], attrs["scaled"], strict=True)),
@@ -103,3 +122,14 @@ def open_features(path: Path, memory_limit_mb: int) -> FeatureCube:
         memory_limit_mb=memory_limit_mb,
         **arrays,
     )
+
+
+def _in_memory(array: Any) -> NDArray[Any]:
+    """The whole array; predictors sample by sample, so that all channels of a pixel lie side by side."""
+    if len(array.shape) != 4:
+        return np.asarray(array[:])
+    samples, channels, y, x = array.shape
+    whole = np.empty((samples, y, x, channels), array.dtype)
+    for sample in range(samples):
+        whole[sample] = np.moveaxis(array[sample], 0, -1)
+    return np.moveaxis(whole, -1, 1)

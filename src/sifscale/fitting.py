@@ -18,16 +18,19 @@ from sifscale import progress
 from sifscale.averaging import weight_average
 from sifscale.config import WITHOUT_TRUTH, ConfigError, RunConfig
 from sifscale.datamodule import CropDataModule
+from sifscale.machine import compile_networks, compiler_failures_told, described, slowed_by
 from sifscale.models import parameter_count
 from sifscale.models.regression import Fitted
-from sifscale.pace import Pace
-from sifscale.precision import computed_in
+from sifscale.pace import FirstStep, Pace
+from sifscale.precision import computed_in, computed_in_words
 from sifscale.splits import TRAIN, VALIDATION
+from sifscale.start import Start
 from sifscale.task import DownscalingTask
 from sifscale.tracking import Pruned, RunLog, is_main_process
 from sifscale.trial import SearchTrial
 from sifscale.uncertainty import calibrate
 from sifscale.whole import take_name, written_beside
+from sifscale.within_epoch import WithinEpoch
 
 log = logging.getLogger(__name__)
 logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # hardware lists, advertising
@@ -60,8 +63,11 @@ def fit(
     folder: Path,
     tracker: RunLog,
     trial: SearchTrial | None = None,
+    start: Start | None = None,
 ) -> Fit:
     """Train, keep the best checkpoint on validation (the last where there is none), return metrics by epoch.
+
+    start: the clock of the run, which ends with the first training step.
 
     Models that learn in one step, or nothing, have no epochs and thus no such metrics. Raises ValueError where there
     is no pixel to learn from, or none to calibrate error bars on, and Pruned where ``trial``'s search finds the run
@@ -79,12 +85,14 @@ def fit(
     history = progress.EpochLog(tracker, folder / "history.json")
     log.info("run folder: %s (if stopped, go on with resume=%s)", folder, folder)
     log.info(
-        "training %s: %s parameters, %d crops, %s",
-        run.label,
-        f"{parameter_count(task.model):,}",
-        len(data.plans.train),
-        computed_in(run.trainer.precision, run.trainer.accelerator),
+        "training %s: %s parameters, %d crops", run.label, f"{parameter_count(task.model):,}", len(data.plans.train)
     )
+    computed = computed_in_words(run.trainer.precision, run.trainer.accelerator)
+    log.info("training on %s", described(run.trainer, computed))
+    for line in slowed_by(torch.get_num_threads()):
+        log.warning("%s", line)
+    if run.trainer.compile:
+        compile_networks(task.model)
     monitored = data.plans.validation is not None
     # without fine truth the choice of the epoch must not see it either
     pixels_or_cells = "val/cells_rmse" if run.evaluation.cell_px else "val/rmse"
@@ -96,8 +104,10 @@ def fit(
         save_last=True,
         enable_version_counter=False,
     )
-    pace = Pace()
-    callbacks: list[pl.Callback] = [pace, *weight_average(run.trainer), history, keep]
+    start = start or Start()
+    pace, first = Pace(), FirstStep(start)
+    within = WithinEpoch(folder / "checkpoints" / "last.ckpt", run.trainer.checkpoint_minutes)
+    callbacks: list[pl.Callback] = [first, *weight_average(run.trainer), within, pace, history, keep]
     if monitored and run.trainer.patience:
         callbacks.append(pl.callbacks.EarlyStopping(chosen_by, patience=run.trainer.patience))
     if run.trainer.progress:
@@ -108,13 +118,13 @@ def fit(
     last = folder / "checkpoints" / "last.ckpt"
     started = time.perf_counter()
     trainer = lightning_trainer(run, callbacks, folder, validate=monitored)
-    with known_warnings():
+    with known_warnings(), compiler_failures_told():
         trainer.fit(
             task, data, ckpt_path=str(last) if run.resume and last.exists() else None, weights_only=True
         )
     seconds = time.perf_counter() - started
     if pace.samples:  # none where a finished run is resumed
-        tracker.metrics(pace.metrics() | {"perf/train_s": seconds})
+        tracker.metrics(pace.metrics() | {"perf/train_s": seconds} | start.metrics())
     if hopeless and hopeless.why:
         raise Pruned(hopeless.why)
     best = Path(keep.best_model_path or last)
@@ -227,4 +237,6 @@ def known_warnings() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         # Lightning 2.6 with torch 2.13: its own use of a name that torch is renaming
         warnings.filterwarnings("ignore", message=".*treespec, LeafSpec.*")
+        # torch.compile looks through caches, which may be wrong; ours hold what their arguments alone say
+        warnings.filterwarnings("ignore", message="Dynamo detected a call to a `functools.lru_cache`")
         yield

@@ -2,6 +2,8 @@
 
 Fields are (B, 1, H, W) and already divided by the scale of the target, so that losses have no unit. A mask, bool,
 says which pixels count; what stands in the others, NaN included, is never read. Nothing scored gives 0, no NaN.
+Masks choose by `where`, not by index: how many pixels an index takes must be known before anything goes on, so that
+a GPU would be waited for in each step.
 """
 
 from __future__ import annotations
@@ -43,8 +45,8 @@ def huber(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
 def error_weighted(prediction: Tensor, target: Tensor, scored: Tensor, weight: Tensor) -> Tensor:
     """Mean squared error, each pixel with its `weight` (B, 1, H, W), above 0; large where the target is precise."""
     weights = torch.where(scored, weight, 0)
-    total = (weights[scored] * F.mse_loss(prediction[scored], target[scored], reduction="none")).sum()
-    return total / weights.sum().clamp(min=1e-12)
+    squares = F.mse_loss(*_inside(scored, prediction, target), reduction="none")
+    return (weights * squares).sum() / weights.sum().clamp(min=1e-12)
 
 
 def dssim(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
@@ -62,10 +64,9 @@ def spectral(prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
     """
     error = mse(prediction, target, scored)
     complete = scored.flatten(1).all(dim=1)
-    if not complete.any():
-        return error
-    found, wanted = (log_radial_power(field[complete]) for field in (prediction, target))
-    return error + SPECTRAL_SHARE * F.mse_loss(found, wanted)
+    found, wanted = map(log_radial_power, _inside(complete[:, None, None, None], prediction, target))
+    mismatch = F.mse_loss(found, wanted, reduction="none").mean(dim=1)  # 0 of the other crops, which are 0 twice
+    return error + SPECTRAL_SHARE * mismatch.sum() / complete.sum().clamp(min=1)
 
 
 def beta_nll(prediction: Tensor, sd: Tensor, target: Tensor, scored: Tensor, beta: float) -> Tensor:
@@ -74,8 +75,9 @@ def beta_nll(prediction: Tensor, sd: Tensor, target: Tensor, scored: Tensor, bet
     Seitzer et al. 2022, arXiv 2203.09168. beta 0 is the plain likelihood, which neglects pixels of large variance; with
     1 the mean is learned as by squared errors. `sd` (B, 1, H, W), above 0; the constant of the density is left out.
     """
-    variance = sd[scored].square()
-    likelihood = (variance.log() + (prediction[scored] - target[scored]).square() / variance) / 2
+    prediction, target = _inside(scored, prediction, target)
+    variance = torch.where(scored, sd, 1).square()  # whose log is 0
+    likelihood = (variance.log() + (prediction - target).square() / variance) / 2
     return (variance.detach() ** beta * likelihood).sum() / scored.sum().clamp(min=1)
 
 
@@ -88,7 +90,7 @@ def pinball(prediction: Tensor, distances: Tensor, target: Tensor, scored: Tenso
     lower, upper = prediction - distances[:, :1], prediction + distances[:, 1:]
     total = prediction.new_zeros(())
     for quantile, share in ((lower, (1 - level) / 2), (prediction, 0.5), (upper, (1 + level) / 2)):
-        error = target[scored] - quantile[scored]
+        error = torch.where(scored, target - quantile, 0)
         total = total + torch.maximum(share * error, (share - 1) * error).sum()
     return total / scored.sum().clamp(min=1)
 
@@ -135,7 +137,7 @@ def total_variation(prediction: Tensor, scored: Tensor) -> Tensor:
         size = prediction.shape[axis] - 1
         first, second = (prediction.narrow(axis, start, size) for start in (0, 1))
         both = scored.narrow(axis, 0, size) & scored.narrow(axis, 1, size)
-        total = total + (second[both] - first[both]).abs().sum()
+        total = total + torch.where(both, second - first, 0).abs().sum()
         count = count + both.sum()
     return total / count.clamp(min=1)
 
@@ -180,16 +182,22 @@ def log_radial_power(field: Tensor) -> Tensor:
     taper = taper[:, None] * taper
     power = torch.fft.fft2((field - field.mean(dim=(-2, -1), keepdim=True)) * taper).abs().square()
     along = torch.fft.fftfreq(size, d=1 / size, device=field.device)
-    ring = torch.hypot(along[:, None], along).round().long().flatten()
-    inside = (ring >= 1) & (ring <= size // 2)
-    sums = power.new_zeros(len(field), size // 2).index_add(1, ring[inside] - 1, power.flatten(1)[:, inside])
-    mean_power: Tensor = sums / torch.bincount(ring[inside] - 1) / taper.square().sum()
+    last = size // 2
+    ring = torch.hypot(along[:, None], along).round().long().flatten().clamp(max=last + 1)  # of the corners, left out
+    sums = power.new_zeros(len(field), last + 2).index_add(1, ring, power.flatten(1))
+    counts = power.new_zeros(last + 2).index_add(0, ring, torch.ones_like(ring, dtype=power.dtype))
+    mean_power: Tensor = (sums / counts)[:, 1 : last + 1] / taper.square().sum()
     return (mean_power + POWER_FLOOR).log()
 
 
 def _mean(of: Callable[..., Tensor], prediction: Tensor, target: Tensor, scored: Tensor) -> Tensor:
-    total = of(prediction[scored], target[scored], reduction="sum")
+    total = of(*_inside(scored, prediction, target), reduction="sum")
     return total / scored.sum().clamp(min=1)
+
+
+def _inside(mask: Tensor, prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    """Both, 0 outside the mask, so that they do not differ there."""
+    return torch.where(mask, prediction, 0), torch.where(mask, target, 0)
 
 
 def _blurred(field: Tensor) -> Tensor:

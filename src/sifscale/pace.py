@@ -1,15 +1,20 @@
-"""How fast a run goes, how long it waits for data, and how much memory it has needed."""
+"""When a run's first step is done, how fast it goes, how long it waits for data, and how much memory it has needed."""
 
 from __future__ import annotations
 
+import logging
 import resource
 import sys
 import time
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 from sifscale.datamodule import Batch
+from sifscale.start import Start
+
+log = logging.getLogger(__name__)
 
 
 def peak_memory_mb() -> float:
@@ -41,6 +46,10 @@ class Pace(pl.Callback):
             "perf/peak_memory_mb": peak_memory_mb(),
         }
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run that goes on within an epoch does not start it."""
+        self._since = time.perf_counter()
+
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """From here on, time until the first batch is waiting."""
         self._since = time.perf_counter()
@@ -59,3 +68,30 @@ class Pace(pl.Callback):
         now = time.perf_counter()
         self.worked_s, self._since = self.worked_s + now - self._since, now
         self.samples += len(batch["crop"])
+
+
+class FirstStep(pl.Callback):
+    """Ends the listing of a run's start with its first training step, and logs it; ``done`` from then on."""
+
+    def __init__(self, start: Start) -> None:
+        self.start, self.done = start, False
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """The first batch has come."""
+        if not self.done:
+            self.start.mark("first_batch")
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """The first step is done, on a GPU too, which is waited for this once."""
+        if self.done:
+            return
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)
+        self.start.mark("first_step")
+        self.done = True
+        if trainer.is_global_zero:
+            log.info("%s", self.start)

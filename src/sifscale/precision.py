@@ -7,6 +7,8 @@ from typing import Any, Literal, TypeAlias
 
 import torch
 
+from sifscale.machine import uses_cuda
+
 Precision: TypeAlias = Literal["32-true", "bf16-mixed", "16-mixed"]
 
 
@@ -19,9 +21,18 @@ def computed_in(precision: Literal["auto"] | Precision, accelerator: str) -> Pre
     """
     if precision != "auto":
         return precision
-    if accelerator != "cpu" and torch.cuda.is_available():
+    if uses_cuda(accelerator):
         half = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         able: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # torch before 2.9 cannot tell
         half = accelerator != "gpu" and bool(able.get("avx512_bf16") or able.get("amx_bf16"))
     return "bf16-mixed" if half else "32-true"
+
+
+def computed_in_words(precision: Literal["auto"] | Precision, accelerator: str) -> str:
+    """What `computed_in` returns, with the reason where it was this machine."""
+    found = computed_in(precision, accelerator)
+    if precision != "auto":
+        return found
+    multiplies = "multiplies bfloat16" if found == "bf16-mixed" else "does not multiply bfloat16"
+    return f"{found} (auto: the {'GPU' if uses_cuda(accelerator) else 'processor'} {multiplies} by itself)"

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 
 from sifscale.conservation import block_means, conserve
 from sifscale.datamodule import Batch, Scaler
@@ -49,6 +50,7 @@ class DownscalingTask(pl.LightningModule):
         self.calibration: Calibration | None = None  # of error bars, once they are fitted
         self.register_buffer("offset", torch.tensor(scaler.offset)[:, None, None])
         self.register_buffer("scale", torch.tensor(scaler.scale)[:, None, None])
+        self.train_loss = MeanMetric(nan_strategy="disable")  # which needs no look at the values
         self._sums: dict[str, Sums] = {}
         self._spread: Spread | None = None
 
@@ -108,6 +110,8 @@ class DownscalingTask(pl.LightningModule):
 
     def _normal(self, predictors: Tensor, coarse: Tensor) -> tuple[Tensor, Tensor]:
         scaled = torch.nan_to_num((predictors - self.offset) / self.scale, nan=0.0)
+        if all(weights.is_contiguous() for weights in self.model.parameters()):
+            scaled = scaled.contiguous()  # else convolutions would take the layout of the batch, channels last
         return scaled, (coarse - self.spec.scaler.target_offset) / self.spec.scaler.target_scale
 
     def fields(self, batch: Batch) -> Fields:
@@ -119,7 +123,9 @@ class DownscalingTask(pl.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss over scored pixels, in units of the target's scale."""
         _, loss = self._predict_and_judge(batch)
-        self.log("train/loss", loss, on_epoch=True, on_step=False, batch_size=len(batch["crop"]), sync_dist=True)
+        # as often as there are crops: a weight is not read where no NaN is looked for (torchmetrics 1.9)
+        self.train_loss.update(loss.detach().expand(len(batch["crop"])))
+        self.log("train/loss", self.train_loss, on_epoch=True, on_step=False, batch_size=len(batch["crop"]))
         return loss * self.spec.members  # the sum: each member has the gradient that it would have alone
 
     def _predict_and_judge(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -261,7 +267,9 @@ class DownscalingTask(pl.LightningModule):
         if options.schedule == "constant":
             return optimiser
         if options.schedule == "one_cycle":
-            steps = int(self.trainer.estimated_stepping_batches)
+            # Trainer.estimated_stepping_batches would make the loader before Lightning knows how far a stopped run came
+            data: pl.LightningDataModule = self.trainer.datamodule  # type: ignore[attr-defined]  # set at run time
+            steps = options.epochs * len(data.train_dataloader())
             cycle = torch.optim.lr_scheduler.OneCycleLR(optimiser, options.learning_rate, total_steps=steps)
             return {"optimizer": optimiser, "lr_scheduler": {"scheduler": cycle, "interval": "step"}}
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, options.epochs)

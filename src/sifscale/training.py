@@ -28,6 +28,7 @@ from sifscale.cube import Cube
 from sifscale.datamodule import CropBatches, CropDataModule, channel_ranges, fit_scaler, training_pixels
 from sifscale.features import FeatureCube
 from sifscale.fitting import fit
+from sifscale.machine import set_up
 from sifscale.models.persistence import with_other_composite
 from sifscale.models.ratio import with_footprint_ratio, with_footprint_sif
 from sifscale.precision import computed_in
@@ -35,6 +36,7 @@ from sifscale.resuming import resumed_run_id
 from sifscale.run_record import log_choices, log_correlation, opening_tags, run_name
 from sifscale.served_model import log_model
 from sifscale.splits import TEST, make_split, padded
+from sifscale.start import Start
 from sifscale.task import DownscalingTask
 from sifscale.task_spec import Optimisation, Origin, TaskSpec
 from sifscale.testing import Tested, test
@@ -54,22 +56,33 @@ class Outcome:
     findings: list[Finding]
 
 
-def train_once(run: RunConfig, folder: Path, parent: str | None = None, trial: SearchTrial | None = None) -> Outcome:
+def train_once(
+    run: RunConfig,
+    folder: Path,
+    parent: str | None = None,
+    trial: SearchTrial | None = None,
+    start: Start | None = None,
+) -> Outcome:
     """Train (where there is something to train), test and log one run in ``folder``.
 
-    parent: id of the MLflow run that this one belongs to. trial: of a search, which may stop the run. Raises ValueError
-    with clear lines where the data do not allow the run, or where an honest run has a finding.
+    parent: id of the MLflow run that this one belongs to. trial: of a search, which may stop the run. start: the clock
+    of the command, where this is its first run. Raises ValueError with clear lines where the data or the machine do not
+    allow the run, or where an honest run has a finding.
     """
-    if run.trainer.threads:
-        torch.set_num_threads(run.trainer.threads)
+    start = start or Start()
+    set_up(run.trainer)
     pl.seed_everything(run.seed, workers=True, verbose=False)
     cube = open_or_build(run)
+    start.mark("cube")
     features = prepare_features(run, cube)
+    start.mark("features")
     plans = prepare_plans(run, features)
     features, correlation = choose_bands(run, features, plans)
     if isinstance(run.model, PersistenceConfig) and plans.parts is not None:
         features = with_other_composite(features, plans.parts)
+    start.mark("plan")
     findings = audit(features, plans, scaler_saw(run, features, plans))
+    start.mark("audit")
     resumed = resumed_run_id(folder) if run.resume else None
     opening = opening_tags(run, folder) | trial_tags(trial)
     with run_log(run.tracking, run_name(run), resume=resumed, parent=parent, tags=opening) as tracker:
@@ -77,11 +90,13 @@ def train_once(run: RunConfig, folder: Path, parent: str | None = None, trial: S
         log_choices(run, tracker, folder, cube, features, plans, findings)
         log_correlation(tracker, folder, *correlation)
         judge(run, findings)
+        start.mark("tracking")
         task = make_task(run, features, plans, cube)
         data = CropDataModule(
             features, plans, batch_size=run.trainer.batch_size, seed=run.seed, augment=run.crop.augment
         )
-        fitted = fit(run, task, data, folder, tracker, trial)
+        start.mark("model")
+        fitted = fit(run, task, data, folder, tracker, trial, start)
         keep_model(run, tracker, folder, task, data)
         metrics, tested = test(run, task, data, application(run, cube, features.names), folder, tracker)
         judge_score(run, metrics, tracker)
@@ -110,10 +125,11 @@ def prepare_features(run: RunConfig, cube: Cube) -> FeatureCube:
     )
     if run.features.legacy:
         lazy = legacy.extend(lazy, run.features.legacy)
-    chosen = of_cube.model_copy(update={"name": "", "select": None})  # neither changes what is stored
+    # neither of these changes what is stored; how it is stored is told apart below
+    chosen = of_cube.model_dump(mode="json", exclude={"stored_as"}) | {"name": "", "select": None}
     cover = window.cover.model_dump() if window.cover else None
     key = (cube.hash, chosen, run.coarse, window.target, truth, cover, *(["footprints"] if footprints else []))
-    path = feature_store.materialise(lazy, Path(run.paths.data), *key)
+    path = feature_store.materialise(lazy, Path(run.paths.data), *key, stored_as=run.features.stored_as)
     features = feature_store.open_features(path, run.trainer.memory_limit_mb)
     if by_footprint:
         assert isinstance(run.model, NIRvRatioConfig)

@@ -11,6 +11,7 @@ NO_RESULT = (
     "check",
     "again",
     "trainer.progress",
+    "trainer.checkpoint_minutes",
     "trainer.threads",
 )
 

@@ -183,6 +183,7 @@ class Features(Section):
     lbp: Annotated[tuple[LbpFeature, ...], Field(strict=False), AfterValidator(distinct)]
     local_stats: LocalStats | None
     legacy: LegacyFeatures | None
+    stored_as: Literal["float32", "int16"] = "float32"  # not required: checkpoints of earlier versions lack it
 
 
 class Normalisation(Section):
@@ -196,6 +197,7 @@ class Trainer(Section):
     strategy: Literal["auto", "ddp"]
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
     channels_last: bool
+    compile: bool = False  # not required, so that configurations of earlier runs can be read
     threads: Annotated[int, Field(ge=0)]  # 0: leave it to torch
     epochs: PositiveInt
     batch_size: PositiveInt
@@ -212,6 +214,7 @@ class Trainer(Section):
     patience: PositiveInt | None
     progress: bool
     memory_limit_mb: PositiveInt
+    checkpoint_minutes: Annotated[float, Field(gt=0)] | None = None  # not required, as compile
 
 
 class Evaluation(Section):
@@ -293,7 +296,7 @@ class RunConfig(BuildConfig):
     resume: str | None
     level: Literal["native", "fine"]
     coarse: Coarse
-    conservation: Literal["none", "additive", "multiplicative", "softmax"]
+    conservation: Literal["none", "additive", "multiplicative", "softmax", "smooth"]
     conservation_weight: Annotated[float, Field(ge=0)]
     crop: Annotated[RandomCrop | SlidingCrop, Field(discriminator="name")]
     split: Annotated[BlocksSplit | PlacesSplit | TimeSplit | SamplesSplit | LegacySplit, Field(discriminator="name")]

@@ -34,7 +34,7 @@ def upsample(coarse: Tensor, factor: int, mode: Mode) -> Tensor:
         # in float32 plain "nearest" rounds 1 / factor and takes the wrong block for some factors (41, 47)
         fine = F.interpolate(blocks, scale_factor=factor, mode="nearest-exact")
     else:
-        weights = torch.tensor(_weights(factor, mode), dtype=coarse.dtype, device=coarse.device)
+        weights = _weights(factor, mode, coarse.dtype, coarse.device)
         fine = _along_rows(_along_rows(blocks.mT, weights).mT, weights)
     return fine[..., :height, :width].contiguous()
 
@@ -45,13 +45,15 @@ def add_upsampled(coarse: Tensor, factor: int, output: Tensor) -> Tensor:
     return torch.cat([corrected, output[:, 1:]], dim=1) if output.shape[1] > 1 else corrected
 
 
-@cache
-def _weights(factor: int, mode: Mode) -> tuple[tuple[float, ...], ...]:
+@cache  # made for each batch, a copy to a GPU would wait for all that goes on there
+def _weights(factor: int, mode: Mode, dtype: torch.dtype, device: torch.device) -> Tensor:
     """What the blocks from -r to r around count at each of the `factor` places in a block, (2 r + 1, factor)."""
     reach = 1 if mode == "bilinear" else 2
     places = [(place + 0.5) / factor - 0.5 for place in range(factor)]  # from the block's centre, in blocks
     kernel = _linear if mode == "bilinear" else _cubic
-    return tuple(tuple(kernel(abs(at - block)) for at in places) for block in range(-reach, reach + 1))
+    rows = [[kernel(abs(at - block)) for at in places] for block in range(-reach, reach + 1)]
+    with torch.inference_mode(False):  # whoever asks next may want gradients
+        return torch.tensor(rows, dtype=dtype, device=device)
 
 
 def _linear(distance: float) -> float:
