@@ -11,19 +11,26 @@ os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight more processes a server, for jobs that are not ours
 
 import functools
+import gc
 import logging
 import multiprocessing
 import runpy
+import signal
+import socket
 import sqlite3
+import subprocess
 import sys
-from collections.abc import Callable
-from contextlib import closing
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from hypothesis import settings
 
 if TYPE_CHECKING:
@@ -44,7 +51,7 @@ TINY = (
     "crop.number=8",
     "features=base",
     "trainer.epochs=2",
-    "trainer.batch_size=4",
+    "trainer.batch_size=8",
     "trainer.progress=false",
     "trainer.threads=1",
     "trainer.precision=32-true",  # the same on every machine
@@ -53,44 +60,81 @@ TINY = (
 # Another window: a window's cube is one a name, and that of the first has two composites.
 THREE_COMPOSITES = ("window.period.end=2019-06-25", "window.name=tiny")
 
-LONGEST = (  # files by time, from half a minute to ten seconds
-    "test_sweep",
+LONGEST = (  # files by time, from half a minute to ten seconds; those that are ``TOGETHER`` follow each other
     "test_launchers",
-    "test_docs",
-    "test_config",
     "test_training",
-    "test_mlflow_ui",
-    "test_sending",
     "test_continuing",
     "test_search",
-    "test_task",
-    "test_served_model",
-    "test_parallel",
     "test_build",
     "test_regression",
-    "test_averaging",
+    "test_sweep",
+    "test_config",
+    "test_docs",
+    "test_mlflow_ui",
+    "test_sending",
+    "test_task",
+    "test_served_model",
     "test_assembly",
+    "test_leaks",
+    "test_parallel",
+    "test_averaging",
 )
+
+TOGETHER = {  # files that start scripts share the server that forks them, others one of MLflow
+    **dict.fromkeys(("test_launchers", "test_training", "test_continuing", "test_search"), "scripts"),
+    **dict.fromkeys(("test_build", "test_regression"), "scripts"),
+    **dict.fromkeys(("test_mlflow_ui", "test_sending"), "served"),
+}
 
 WEATHER = {"Rainf_f_tavg": 1e-5, "SWdown_f_tavg": 300.0, "Tair_f_tavg": 295.0}
 
 # The first example of a test may compile a numba kernel or import torch, so that no deadline holds.
-settings.register_profile("sifscale", deadline=None, max_examples=30)
+settings.register_profile("sifscale", deadline=None, max_examples=int(os.environ.get("SIFSCALE_TEST_EXAMPLES", "25")))
 settings.load_profile("sifscale")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """One file, one process (``pytest -n 2``): what the tests of a file share is made once."""
+    """One file, one process (``pytest -n 2``), and files ``TOGETHER`` too: what their tests share is made once."""
     from xdist.scheduler import LoadFileScheduling
 
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file: str = super()._split_scope(nodeid)
+            return TOGETHER.get(Path(file).stem, file)
+
     config.option.loadscopereorder = False  # the files with the most tests first, which are short ones
-    return LoadFileScheduling(config, log)
+    return Scheduling(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files first: when one of them comes last, the other processes have nothing to do."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """What is loaded by now stays: a tenth of the time went into searching a million objects for garbage, again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_hydra() -> Iterator[None]:
+    """Composing takes half of its time: libyaml parses, and no command is composed once more to learn its mode."""
+    from hydra._internal.hydra import Hydra
+    from omegaconf import _utils
+
+    plain = _utils.get_yaml_loader
+
+    def compiled() -> Any:
+        return type("Compiled", (yaml.CSafeLoader, plain()), {})  # OmegaConf's rules, another parser
+
+    with pytest.MonkeyPatch.context() as patch:
+        if yaml.__with_libyaml__:
+            patch.setattr(_utils, "get_yaml_loader", compiled)
+        patch.setattr(Hydra, "get_mode", lambda *args, **options: None)  # no configuration of ours sets hydra.mode
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -157,10 +201,21 @@ class Workplace:
             runpy.run_path(TRAIN, run_name="__main__")
 
     def start(self, *words: str) -> BaseProcess:
-        """``python train.py`` in a process of its own, which may be killed; see ``fresh_process``."""
+        """``python train.py`` in a process of its own, which may be killed; see ``start_script``."""
+        return self.start_script(TRAIN, *words)
+
+    def start_script(self, path: str | Path, *words: str) -> BaseProcess:
+        """``python path words`` in a process that has nothing of this one; its libraries are loaded, 5 s once.
+
+        It has the directory of this process, and the environment variables of the first process of its kind.
+        """
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["sifscale.cross_validation"])
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [TRAIN, *words])  # which the process takes over
-            return fresh_process(runpy.run_path, TRAIN, run_name="__main__")
+            patch.setattr(sys, "argv", [str(path), *words])  # which the process takes over
+            process = context.Process(target=runpy.run_path, args=(str(path),), kwargs={"run_name": "__main__"})
+            process.start()
+        return process
 
     @functools.cache  # noqa: B019  # as frozen as what it returns, and composing takes 0.15 s
     def config(self, *words: str) -> RunConfig:
@@ -171,15 +226,6 @@ class Workplace:
 
         with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
             return load(compose("train", self.overrides(*words)), RunConfig)
-
-
-def fresh_process(function: Callable[..., object], *args: object, **kwargs: object) -> BaseProcess:
-    """A process that has nothing of this one and runs the function. Its libraries are loaded, which costs 5 s once."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sifscale.cross_validation"])
-    process = context.Process(target=function, args=args, kwargs=kwargs)
-    process.start()
-    return process
 
 
 @pytest.fixture(scope="session")
@@ -207,6 +253,33 @@ def workplace(
     folder = tmp_path_factory.mktemp("work")
     copy_of_empty_database(folder / "mlflow.db")
     return Workplace(folder, shared_data)
+
+
+@pytest.fixture(scope="session")
+def mlflow_port(workplace: Workplace) -> Iterator[int]:
+    """Port of a real ``mlflow ui`` on the database of this process's runs; artifacts that it is sent are its own."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port = int(found.getsockname()[1])
+    call = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    call += ["--backend-store-uri", workplace.tracking_uri, "--artifacts-destination", str(workplace.folder / "sent")]
+    log = workplace.folder / "mlflow_ui.log"
+    with (
+        log.open("w") as out,
+        subprocess.Popen(call, cwd=workplace.folder, stdout=out, stderr=out, start_new_session=True) as process,
+    ):
+        try:
+            for _ in range(600):
+                with suppress(OSError):
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5).close()
+                    break
+                assert process.poll() is None, log.read_text()
+                time.sleep(0.1)
+            else:
+                pytest.fail(f"the server does not answer: {log.read_text()}")
+            yield port
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too
 
 
 def write_tables(folder: Path) -> Path:

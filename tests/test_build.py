@@ -9,7 +9,6 @@ import re
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -193,12 +192,13 @@ def test_a_killed_build_leaves_the_older_cube_and_the_next_one_cleans_up(
     assert run_build(tmp_path, *older) == 0
     digest = open_cube(tmp_path / CUBE).hash
     words = command_line(workplace, tmp_path, "window.tile_px=48")  # many parts: it takes long
-    process = subprocess.Popen([sys.executable, str(ROOT / "build.py"), *words], stdout=subprocess.DEVNULL)
+    process = workplace.start_script(ROOT / "build.py", *words)
     end = time.monotonic() + 60
     while not (leftovers := list(tmp_path.glob(f".{CUBE}.*.partial/fine/ndvi/c"))) and time.monotonic() < end:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and leftovers
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL and leftovers
     assert list(tmp_path.glob(f".{CUBE}.*.partial"))
     assert open_cube(tmp_path / CUBE).hash == digest
     assert content_hash(xr.open_datatree(tmp_path / CUBE, engine="zarr")) == digest
@@ -222,6 +222,8 @@ def test_a_first_build_that_is_killed_leaves_no_cube(simulated: Path, workplace:
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
     words = command_line(workplace, tmp_path, "window.vegetation=null", "window.fine_layers=[]")
-    process = subprocess.run([sys.executable, "-c", script, *words], stdout=subprocess.DEVNULL)
-    assert process.returncode == -signal.SIGKILL
+    (tmp_path / "die.py").write_text(script)
+    process = workplace.start_script(tmp_path / "die.py", *words)
+    process.join(240)
+    assert process.exitcode == -signal.SIGKILL
     assert list(tmp_path.glob(f".{CUBE}.*.partial")) and not (tmp_path / CUBE).exists()

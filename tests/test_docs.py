@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 import pytest
+
+from sifscale.windows import build_raw
 
 if TYPE_CHECKING:
     from conftest import CopyTo, Workplace
@@ -39,9 +42,13 @@ def run(command: str, *more: str) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy_of_empty_database: CopyTo) -> Path:
-    """Where the reader is, with a folder of raw files."""
+def folder(
+    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy_of_empty_database: CopyTo
+) -> Path:
+    """Where the reader is, with a folder of raw files; what takes longest, simulating some, is done already."""
     (tmp_path / "raw").mkdir()
+    simulated = build_raw(workplace.config())
+    shutil.copytree(simulated, tmp_path / "data" / "raw" / simulated.name)
     copy_of_empty_database(tmp_path / "mlflow.db")
     monkeypatch.chdir(tmp_path)
     return tmp_path

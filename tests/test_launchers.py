@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,11 +133,12 @@ def test_jobs_in_other_processes_are_one_sweep(
     assert (tmp_path / "sweep.json").exists() and (tmp_path / "0" / "run_id").read_text() == child.info.run_id
 
 
-def test_many_processes_start_against_a_new_database(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": str(PROJECT_ROOT / "src")}
-    call = [sys.executable, "-c", MANY, str(tmp_path), str(PROCESSES)]
-    done = subprocess.run(call, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+def test_many_processes_start_against_a_new_database(workplace: Workplace, tmp_path: Path) -> None:
+    script = tmp_path / "many.py"
+    script.write_text(MANY)
+    process = workplace.start_script(script, str(tmp_path), str(PROCESSES))
+    process.join(240)
+    assert process.exitcode == 0
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     (experiment,) = (found for found in client.search_experiments() if found.name == "many")
     runs = client.search_runs([experiment.experiment_id], max_results=2 * PROCESSES)

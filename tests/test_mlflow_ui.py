@@ -6,16 +6,9 @@ names, else in pytest's temporary folder.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -82,37 +75,13 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def served(workplace: Workplace) -> Iterator[str]:
+def served(workplace: Workplace, mlflow_port: int) -> str:
     """Address of a real ``mlflow ui`` on the database of a sweep of two interpolations, one parent and two children."""
     workplace.main(
         "-m", *workplace.overrides("model=nearest,bilinear", "evaluation.ridge=null", "evaluation.details=false"),
         f"tracking.experiment={EXPERIMENT}", f"hydra.sweep.dir={workplace.folder / EXPERIMENT}",
     )  # fmt: skip
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port = str(found.getsockname()[1])
-    log = workplace.folder / "mlflow_ui.log"
-    call = [sys.executable, "-m", "mlflow", "ui", "--host", "127.0.0.1", "--port", port, "--workers", "1"]
-    call += ["--backend-store-uri", workplace.tracking_uri]
-    with (
-        log.open("w") as out,
-        subprocess.Popen(call, cwd=workplace.folder, stdout=out, stderr=out, start_new_session=True) as process,
-    ):
-        try:
-            _wait_for(f"http://127.0.0.1:{port}", process, log)
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)  # its workers too
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        with contextlib.suppress(OSError):
-            urllib.request.urlopen(f"{url}/health", timeout=5).close()
-            return
-        assert process.poll() is None, log.read_text()
-        time.sleep(0.1)
-    pytest.fail(f"the server does not answer: {log.read_text()}")
+    return f"http://127.0.0.1:{mlflow_port}"
 
 
 @pytest.fixture(scope="module")

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import runpy
 import select
 import socket
 import socketserver
-import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,29 +84,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, copy_of_empty_database: CopyTo) -> Iterator[int]:
-    """Port of a real ``mlflow server`` with a database and artifacts of its own."""
-    folder, port = tmp_path_factory.mktemp("server"), free_port()
-    database = f"sqlite:///{copy_of_empty_database(folder / 'server.db')}"
-    call = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    call += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "files"), "--serve-artifacts"]
-    log = (folder / "log").open("w")
-    with subprocess.Popen(call, cwd=folder, stdout=log, stderr=log, start_new_session=True) as process:
-        try:
-            for _ in range(600):
-                with contextlib.suppress(OSError, urllib.error.URLError):
-                    urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
-                    break
-                assert process.poll() is None, (folder / "log").read_text()
-                time.sleep(0.1)
-            yield port
-        finally:
-            os.killpg(process.pid, 9)
-
-
-@pytest.fixture(scope="module")
-def door_of_module(server: int) -> Door:
-    return Door(server, free_port())
+def door_of_module(mlflow_port: int) -> Door:
+    return Door(mlflow_port, free_port())
 
 
 @pytest.fixture

@@ -30,11 +30,13 @@ STUDIES = sorted(name for name, written in EXPERIMENTS.items() if "study" in wri
 # Said to every study of whose jobs each has the key.
 TINY = (
     "trainer.epochs=1",
+    "trainer.batch_size=64",
     "trainer.members=1",
     "trainer.threads=1",
     "trainer.progress=false",
     "evaluation.details=false",
     "evaluation.figures=false",  # half of a tiny run's time; test_training draws
+    "evaluation.ridge=null",  # a reference of each run, in no table of a study
     "tracking.log_model=false",
     "tracking.system_metrics=false",
     "crop.number=4",
