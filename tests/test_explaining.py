@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[1]
 UNET = (
     "features=local_stats", "model.widths=[4,8]", "model.bottleneck=8", "trainer.epochs=1", "evaluation.ridge=null",
-    "evaluation.details=false", "tracking.log_model=false",
+    "evaluation.details=false", "tracking.log_model=false", "trainer.batch_size=4",
 )  # fmt: skip
 FILES = {"importance.json", "importance.csv", "importance.png", "importance_by_cover.png"}
 OF_NETWORKS = {"attribution.png", "attribution_map.png"}
