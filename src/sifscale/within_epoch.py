@@ -18,6 +18,7 @@ from sifscale.task import DownscalingTask
 from sifscale.whole import take_name, written_beside
 
 RUNNING_LOSS = "running_loss"  # key of a checkpoint: loss and weight so far, of all processes
+ASKED_EVERY = 50  # batches, where there are several processes, which wait for one another when they decide
 
 
 class WithinEpoch(pl.Callback):
@@ -38,7 +39,7 @@ class WithinEpoch(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Save, unless the epoch ends and does so with its scores."""
-        if self.minutes is None or trainer.is_last_batch:
+        if self.minutes is None or trainer.is_last_batch or (trainer.world_size > 1 and (batch_idx + 1) % ASKED_EVERY):
             return
         if trainer.strategy.broadcast(time.monotonic() - self._saved >= 60 * self.minutes):
             with written_beside(self.path) as partial:
