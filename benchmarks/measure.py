@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +13,8 @@ from typing import ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sifscale.processes import peak_memory_mb
 
 SMALLEST_RUN_S = 0.05  # shorter runs are repeated until they take that long, so that the clocks can tell
 PRELOADED = "sifscale.cross_validation"  # what every training run loads
@@ -169,13 +169,7 @@ def peak_of(run: Run) -> float:
     with suppress(OSError):  # not Linux, or forbidden there
         Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew: man 5 proc_pid_clear_refs
     run()
-    return peak_mb()
-
-
-def peak_mb() -> float:
-    """Most memory, MB, that this process has held at once since it began, or since `peak_of`."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3  # bytes there, kB elsewhere
+    return peak_memory_mb()
 
 
 def fresh(function: Callable[_Args, _Result], *args: _Args.args, **kwargs: _Args.kwargs) -> tuple[_Result, float]:
@@ -184,4 +178,4 @@ def fresh(function: Callable[_Args, _Result], *args: _Args.args, **kwargs: _Args
     context.set_forkserver_preload([PRELOADED])
     with ProcessPoolExecutor(1, context) as process:
         call = process.submit(function, *args, **kwargs)
-        return call.result(), process.submit(peak_mb).result()
+        return call.result(), process.submit(peak_memory_mb).result()

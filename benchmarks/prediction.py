@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
 import tempfile
 import time
 from dataclasses import asdict
@@ -29,6 +28,7 @@ from sifscale.grid import Grid
 from sifscale.lbp import channel_names
 from sifscale.mapping import map_tiles
 from sifscale.models.unet import UNet
+from sifscale.processes import peak_memory_mb
 from sifscale.products import Description, unfinished
 from sifscale.task import DownscalingTask
 from sifscale.task_spec import Optimisation, Origin, TaskSpec
@@ -83,8 +83,8 @@ def memory(size: int, core: int) -> None:
         start = time.perf_counter()
         with unfinished(Path(folder) / "map.zarr", "benchmark", described) as made:
             map_tiles(model, source, layout, made, 1, True)
-        peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print(f"{size} x {size} in tiles of {core}: peak {peak_mb:.0f} MB, {time.perf_counter() - start:.0f} s")
+        peak = f"{peak_memory_mb():.0f} MB, {time.perf_counter() - start:.0f} s"
+        print(f"{size} x {size} in tiles of {core}: peak {peak}")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from benchmarks.measure import Row
 from sifscale.config import PROJECT_ROOT
+from sifscale.processes import available_cores
 from sifscale.whole import write_json, write_text
 
 LAST = PROJECT_ROOT / "outputs" / "benchmarks.json"  # which git ignores
@@ -63,8 +63,8 @@ def this_machine(quick: bool) -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     system = f"{platform.system()}, Python {platform.python_version()}"
+    cores = available_cores()
     return {"processor": _processor(), "cores": cores, "system": system, "libraries": versions, "quick": quick}
 
 

@@ -34,7 +34,10 @@ import yaml
 from hypothesis import settings
 
 if TYPE_CHECKING:
+    import pytorch_lightning as pl
+
     from sifscale.config import RunConfig
+    from sifscale.task import DownscalingTask
 
 CopyTo = Callable[[Path], Path]
 
@@ -216,6 +219,32 @@ class Workplace:
             process = context.Process(target=runpy.run_path, args=(str(path),), kwargs={"run_name": "__main__"})
             process.start()
         return process
+
+    def fitted(
+        self, run: RunConfig, folder: Path, watch: pl.Callback
+    ) -> tuple[DownscalingTask, dict[str, list[tuple[int, float]]]]:
+        """A run's training alone, seen by a callback that may end it; what has learned, and metrics by epoch."""
+        import torch
+
+        from sifscale import fitting
+        from sifscale.datamodule import CropDataModule
+        from sifscale.tracking import RunLog
+        from sifscale.training import make_task, prepare_features, prepare_plans
+        from sifscale.windows import open_or_build
+
+        folder.mkdir(exist_ok=True)
+        torch.manual_seed(run.seed)
+        features = prepare_features(run, open_or_build(run))
+        plans = prepare_plans(run, features)
+        data = CropDataModule(features, plans, batch_size=run.trainer.batch_size, seed=run.seed, augment=True)
+        task, made = make_task(run, features, plans), fitting.lightning_trainer
+
+        def watched(run: RunConfig, callbacks: list[pl.Callback], folder: Path, **options: Any) -> pl.Trainer:
+            return made(run, [watch, *callbacks], folder, **options)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(fitting, "lightning_trainer", watched)
+            return task, fitting.fit(run, task, data, folder, RunLog(None, "")).history
 
     @functools.cache  # noqa: B019  # as frozen as what it returns, and composing takes 0.15 s
     def config(self, *words: str) -> RunConfig:

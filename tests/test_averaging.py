@@ -10,13 +10,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
-from sifscale import fitting
 from sifscale.config import RunConfig
-from sifscale.datamodule import CropDataModule
 from sifscale.task import DownscalingTask
-from sifscale.tracking import RunLog
-from sifscale.training import make_task, prepare_features, prepare_plans
-from sifscale.windows import open_or_build
 
 if TYPE_CHECKING:
     from conftest import Workplace
@@ -66,24 +61,11 @@ def copied(module: torch.nn.Module) -> Weights:
 
 
 def fitted(
-    workplace: Workplace, folder: Path, monkeypatch: pytest.MonkeyPatch, *words: str, die_after: int | None = None
+    workplace: Workplace, folder: Path, *words: str, die_after: int | None = None
 ) -> tuple[RunConfig, DownscalingTask, Watch, dict[str, list[tuple[int, float]]]]:
     """A short training in which someone watches."""
-    run = workplace.config(*WORDS, *words)
-    folder.mkdir(exist_ok=True)
-    torch.manual_seed(run.seed)
-    features = prepare_features(run, open_or_build(run))
-    plans = prepare_plans(run, features)
-    data = CropDataModule(features, plans, batch_size=run.trainer.batch_size, seed=run.seed, augment=True)
-    task, watch = make_task(run, features, plans), Watch(die_after)
-    made = fitting.lightning_trainer
-
-    def with_watch(run: RunConfig, callbacks: list[pl.Callback], folder: Path, **options: Any) -> pl.Trainer:
-        return made(run, [watch, *callbacks], folder, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(fitting, "lightning_trainer", with_watch)
-        history = fitting.fit(run, task, data, folder, RunLog(None, "")).history
+    run, watch = workplace.config(*WORDS, *words), Watch(die_after)
+    task, history = workplace.fitted(run, folder, watch)
     return run, task, watch, history
 
 
@@ -92,10 +74,10 @@ def same(a: Weights, b: Weights, tolerance: float = 0.0) -> bool:
 
 
 def test_swa_is_the_mean_of_the_last_quarter_of_the_epochs_and_is_what_is_validated(
-    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workplace: Workplace, tmp_path: Path
 ) -> None:
     words = ("trainer.epochs=8", "trainer.average=swa")
-    _, task, watch, _ = fitted(workplace, tmp_path, monkeypatch, *words)
+    _, task, watch, _ = fitted(workplace, tmp_path, *words)
     for epoch in range(8):
         first = min(epoch, 6)
         mean = [torch.stack(found).mean(dim=0) for found in zip(*watch.epochs[first : epoch + 1], strict=True)]
@@ -105,10 +87,10 @@ def test_swa_is_the_mean_of_the_last_quarter_of_the_epochs_and_is_what_is_valida
 
 
 def test_ema_follows_step_by_step_and_is_what_is_validated_and_kept(
-    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workplace: Workplace, tmp_path: Path
 ) -> None:
     words = ("trainer.epochs=4", "trainer.average=ema", "trainer.average_decay=0.3")
-    _, task, watch, history = fitted(workplace, tmp_path, monkeypatch, *words)
+    _, task, watch, history = fitted(workplace, tmp_path, *words)
     mean, by_step = watch.steps[0], []
     for number, weights in enumerate(watch.steps):
         decay = min(0.3, (1 + number) / (10 + number))
@@ -127,16 +109,16 @@ def test_ema_follows_step_by_step_and_is_what_is_validated_and_kept(
 
 @pytest.mark.parametrize("words", ["trainer.average=ema", "trainer.average=swa", "trainer.schedule=one_cycle"])
 def test_a_killed_run_goes_on_to_the_same_bits(
-    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str
+    workplace: Workplace, tmp_path: Path, words: str
 ) -> None:
     long = ("trainer.epochs=8", words)
-    _, unbroken, whole, history = fitted(workplace, tmp_path / "whole", monkeypatch, *long)
+    _, unbroken, whole, history = fitted(workplace, tmp_path / "whole", *long)
     killed = tmp_path / "killed"
     with pytest.raises(Killed):
-        fitted(workplace, killed, monkeypatch, *long, die_after=6)  # swa has averaged once
+        fitted(workplace, killed, *long, die_after=6)  # swa has averaged once
     assert (killed / "checkpoints" / "last.ckpt").exists()
     resume = f"resume={killed}"
-    _, task, rest, resumed_history = fitted(workplace, killed, monkeypatch, *long, resume)
+    _, task, rest, resumed_history = fitted(workplace, killed, *long, resume)
     assert len(rest.epochs) == 1 and resumed_history == history
     assert same(rest.epochs[-1], whole.epochs[-1]) and same(rest.validated[-1], whole.validated[-1])
     expected, found = unbroken.state_dict(), task.state_dict()
@@ -144,10 +126,10 @@ def test_a_killed_run_goes_on_to_the_same_bits(
 
 
 def test_one_cycle_rises_to_the_learning_rate_and_falls_over_all_steps(
-    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workplace: Workplace, tmp_path: Path
 ) -> None:
     words = ("trainer.epochs=5", "trainer.schedule=one_cycle")
-    run, _, watch, _ = fitted(workplace, tmp_path, monkeypatch, *words)
+    run, _, watch, _ = fitted(workplace, tmp_path, *words)
     peak = watch.rates.index(max(watch.rates))
     assert max(watch.rates) == pytest.approx(run.trainer.learning_rate)
     assert watch.rates == sorted(watch.rates[: peak + 1]) + sorted(watch.rates[peak + 1 :], reverse=True)

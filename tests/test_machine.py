@@ -19,6 +19,7 @@ from sifscale.machine import compile_networks, compiler_failures_told, described
 from sifscale.models.ensemble import Ensemble
 from sifscale.models.mc_dropout import McDropout
 from sifscale.models.unet import UNet
+from sifscale.processes import available_cores
 
 OPTIONS = Trainer.model_construct(accelerator="cpu", threads=0, channels_last=True, compile=True)
 
@@ -118,6 +119,6 @@ def test_one_line_says_how_the_machine_is_used(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     line = described(OPTIONS.model_copy(update={"compile": False}), "32-true")
-    cores = machine.available_cores()
+    cores = available_cores()
     threads = "1 thread" if torch.get_num_threads() == 1 else f"{torch.get_num_threads()} threads"
     assert line == f"cpu, {threads} on {cores} cores, 32-true, channels last, not compiled, OMP_WAIT_POLICY not set"

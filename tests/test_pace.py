@@ -10,7 +10,8 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from sifscale.pace import Pace, peak_memory_mb
+from sifscale.pace import Pace
+from sifscale.processes import peak_memory_mb
 
 WAIT_S, WORK_S, BATCHES = 0.02, 0.06, 5
 

@@ -9,13 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from sifscale import fitting
-from sifscale.config import RunConfig
-from sifscale.datamodule import CropDataModule
 from sifscale.task import DownscalingTask
-from sifscale.tracking import RunLog
-from sifscale.training import make_task, prepare_features, prepare_plans
-from sifscale.windows import open_or_build
 
 if TYPE_CHECKING:
     from conftest import Workplace
@@ -51,24 +45,11 @@ class Die(pl.Callback):
 
 
 def fitted(
-    workplace: Workplace, folder: Path, patch: pytest.MonkeyPatch, *words: str, die_at: tuple[int, int] | None = None
+    workplace: Workplace, folder: Path, *words: str, die_at: tuple[int, int] | None = None
 ) -> tuple[DownscalingTask, History, list[tuple[int, int]]]:
     """A short training, which may die."""
-    run = workplace.config(*WORDS, *words)
-    folder.mkdir(exist_ok=True)
-    torch.manual_seed(run.seed)
-    features = prepare_features(run, open_or_build(run))
-    plans = prepare_plans(run, features)
-    data = CropDataModule(features, plans, batch_size=run.trainer.batch_size, seed=run.seed, augment=True)
-    task, die = make_task(run, features, plans), Die(die_at)
-    made = fitting.lightning_trainer
-
-    def with_death(run: RunConfig, callbacks: list[pl.Callback], folder: Path, **options: Any) -> pl.Trainer:
-        return made(run, [*callbacks, die], folder, **options)
-
-    with patch.context() as inner:
-        inner.setattr(fitting, "lightning_trainer", with_death)
-        history = fitting.fit(run, task, data, folder, RunLog(None, "")).history
+    die = Die(die_at)
+    task, history = workplace.fitted(workplace.config(*WORDS, *words), folder, die)
     return task, history, die.batches
 
 
@@ -77,25 +58,23 @@ def unbroken(
     workplace: Workplace, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[DownscalingTask, History, list[tuple[int, int]], Path]:
     folder = tmp_path_factory.mktemp("unbroken")
-    with pytest.MonkeyPatch.context() as patch:
-        return *fitted(workplace, folder, patch), folder
+    return *fitted(workplace, folder), folder
 
 
 def test_a_run_stopped_twice_within_epochs_goes_on_to_the_same_bits(
     workplace: Workplace,
     unbroken: tuple[DownscalingTask, History, list[tuple[int, int]], Path],
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     expected, history, batches, folder = unbroken
     last = batches[-1][1]
     assert last >= 3, "else there is no inside of an epoch"
     resume = (EACH_BATCH, f"resume={tmp_path}")
     with pytest.raises(Killed):
-        fitted(workplace, tmp_path, monkeypatch, EACH_BATCH, die_at=(0, 2))
+        fitted(workplace, tmp_path, EACH_BATCH, die_at=(0, 2))
     with pytest.raises(Killed):
-        fitted(workplace, tmp_path, monkeypatch, *resume, die_at=(1, last))
-    task, found, rest = fitted(workplace, tmp_path, monkeypatch, f"resume={tmp_path}")
+        fitted(workplace, tmp_path, *resume, die_at=(1, last))
+    task, found, rest = fitted(workplace, tmp_path, f"resume={tmp_path}")
 
     assert rest == [(1, last), *((2, number) for number in range(last + 1))]
     assert found == history, "train/loss is that of whole epochs"
@@ -107,9 +86,9 @@ def test_a_run_stopped_twice_within_epochs_goes_on_to_the_same_bits(
 
 
 def test_nothing_is_saved_within_an_epoch_before_its_time_or_where_it_is_not_asked_for(
-    workplace: Workplace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    workplace: Workplace, tmp_path: Path
 ) -> None:
     for minutes in ("10", "null"):
         with pytest.raises(Killed):
-            fitted(workplace, tmp_path, monkeypatch, f"trainer.checkpoint_minutes={minutes}", die_at=(0, 2))
+            fitted(workplace, tmp_path, f"trainer.checkpoint_minutes={minutes}", die_at=(0, 2))
         assert not (tmp_path / "checkpoints" / "last.ckpt").exists()

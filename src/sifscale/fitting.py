@@ -83,14 +83,7 @@ def fit(
     if isinstance(task.model, Fitted) or not parameter_count(task.model):
         return Fit({}, _fit_in_one_step(run, task, data, folder, tracker))
     history = progress.EpochLog(tracker, folder / "history.json")
-    log.info("run folder: %s (if stopped, go on with resume=%s)", folder, folder)
-    log.info(
-        "training %s: %s parameters, %d crops", run.label, f"{parameter_count(task.model):,}", len(data.plans.train)
-    )
-    computed = computed_in_words(run.trainer.precision, run.trainer.accelerator)
-    log.info("training on %s", described(run.trainer, computed))
-    for line in slowed_by(torch.get_num_threads()):
-        log.warning("%s", line)
+    _announce(run, task, data, folder)
     if run.trainer.compile:
         compile_networks(task.model)
     monitored = data.plans.validation is not None
@@ -106,7 +99,8 @@ def fit(
     )
     start = start or Start()
     pace, first = Pace(), FirstStep(start)
-    within = WithinEpoch(folder / "checkpoints" / "last.ckpt", run.trainer.checkpoint_minutes)
+    last = folder / "checkpoints" / "last.ckpt"
+    within = WithinEpoch(last, run.trainer.checkpoint_minutes)
     callbacks: list[pl.Callback] = [first, *weight_average(run.trainer), within, pace, history, keep]
     if monitored and run.trainer.patience:
         callbacks.append(pl.callbacks.EarlyStopping(chosen_by, patience=run.trainer.patience))
@@ -115,7 +109,6 @@ def fit(
     hopeless = StopHopeless(trial) if trial else None
     if hopeless:
         callbacks.append(hopeless)
-    last = folder / "checkpoints" / "last.ckpt"
     started = time.perf_counter()
     trainer = lightning_trainer(run, callbacks, folder, validate=monitored)
     with known_warnings(), compiler_failures_told():
@@ -137,6 +130,18 @@ def fit(
     if not run.tracking.log_model:  # which holds the checkpoint
         tracker.artifact(best, "checkpoints")
     return Fit(history.values, kept)
+
+
+def _announce(run: RunConfig, task: DownscalingTask, data: CropDataModule, folder: Path) -> None:
+    """What is trained, where, and on what, to the log; with what makes the machine slow."""
+    log.info("run folder: %s (if stopped, go on with resume=%s)", folder, folder)
+    log.info(
+        "training %s: %s parameters, %d crops", run.label, f"{parameter_count(task.model):,}", len(data.plans.train)
+    )
+    computed = computed_in_words(run.trainer.precision, run.trainer.accelerator)
+    log.info("training on %s", described(run.trainer, computed))
+    for line in slowed_by(torch.get_num_threads()):
+        log.warning("%s", line)
 
 
 def _fit_in_one_step(

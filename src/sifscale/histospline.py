@@ -53,7 +53,7 @@ def coefficients(means: Tensor, counts: Tensor, weights: Tensor | None, factor: 
     """
     known = counts > 0
     wanted = _filled(torch.where(known, means, 0), known)
-    rows, columns = (_inverse(size, factor).to(means) for size in means.shape[-2:])
+    rows, columns = (_inverse(size, factor, means.dtype, means.device) for size in means.shape[-2:])
     found = rows @ wanted @ columns
     if weights is not None:
         along = _weights(factor, means.dtype, means.device).mean(dim=1)
@@ -81,10 +81,12 @@ def field_of(coefficients: Tensor, factor: int) -> Tensor:
     return across.reshape(batch, 1, down.shape[-2], (width - 2) * factor)
 
 
+@lru_cache(maxsize=8)  # made for each batch, a copy to a GPU would wait for all that goes on there
 def _weights(factor: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Of the coefficients of the block before, of its own and of the one after in each pixel along a block, (3, f)."""
-    at = (torch.arange(factor, dtype=torch.float64) + 0.5) / factor - 0.5
-    return torch.stack([(0.5 - at) ** 2 / 2, 0.75 - at**2, (0.5 + at) ** 2 / 2]).to(device, dtype)
+    with torch.inference_mode(False):  # whoever asks next may want gradients
+        at = (torch.arange(factor, dtype=torch.float64) + 0.5) / factor - 0.5
+        return torch.stack([(0.5 - at) ** 2 / 2, 0.75 - at**2, (0.5 + at) ** 2 / 2]).to(device, dtype)
 
 
 def _repeated(weights: Tensor, size: int) -> Tensor:
@@ -94,14 +96,15 @@ def _repeated(weights: Tensor, size: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _inverse(size: int, factor: int) -> Tensor:
-    """Coefficients (size,) from the means of full blocks along an axis, as a matrix, float64."""
+def _inverse(size: int, factor: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Coefficients (size,) from the means of full blocks along an axis, as a matrix, made in float64."""
     beside = float(_weights(factor, torch.float64, torch.device("cpu"))[0].mean())
     means: NDArray[np.float64] = np.diag(np.full(size, 1 - 2 * beside))
     means += np.diag(np.full(size - 1, beside), 1) + np.diag(np.full(size - 1, beside), -1)
     means[0, 0] += beside
     means[-1, -1] += beside
-    return torch.from_numpy(np.linalg.inv(means))
+    with torch.inference_mode(False):
+        return torch.from_numpy(np.linalg.inv(means)).to(device, dtype)
 
 
 def _means_of(found: Tensor, weights: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch._dynamo.exc import BackendCompilerFailed  # torch offers it nowhere e
 from sifscale.config import ConfigError, Trainer
 from sifscale.models.ensemble import Ensemble
 from sifscale.models.mc_dropout import McDropout
+from sifscale.processes import available_cores
 
 CXX = {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++")  # that torch takes unless the variable CXX says
 
@@ -91,10 +92,3 @@ def slowed_by(threads: int) -> list[str]:
     if threads > available_cores():
         found.append(f"{threads} threads share {available_cores()} cores; set trainer.threads={available_cores()}")
     return [f"training may take many times as long: {line}" for line in found]
-
-
-def available_cores() -> int:
-    """Cores that this process may use."""
-    if sys.platform == "linux":
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
-import sys
 import time
 from typing import Any
 
@@ -12,15 +10,10 @@ import pytorch_lightning as pl
 import torch
 
 from sifscale.datamodule import Batch
+from sifscale.processes import peak_memory_mb
 from sifscale.start import Start
 
 log = logging.getLogger(__name__)
-
-
-def peak_memory_mb() -> float:
-    """Most memory that this process has held at once since it began, MB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3  # bytes there, kB elsewhere
 
 
 class Pace(pl.Callback):

@@ -1,8 +1,11 @@
-"""Which process writes a run, so that another can tell when it is gone."""
+"""Which process writes a run, so that another can tell when it is gone; what a process has used and may use."""
 
 from __future__ import annotations
 
+import os
+import resource
 import socket
+import sys
 
 import psutil
 
@@ -28,6 +31,19 @@ def has_gone(name: str) -> bool:
         return True
     except ValueError:  # not written by us
         return False
+
+
+def peak_memory_mb() -> float:
+    """Most memory that this process has held at once since it began, MB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak / 1e3  # bytes there, kB elsewhere
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def end_children() -> None:
