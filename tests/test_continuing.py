@@ -208,10 +208,3 @@ def test_a_run_says_whether_it_failed_or_was_stopped(
     with pytest.raises(error), run_log(tracking, "run", watch=False) as tracker:
         raise error
     assert MlflowClient(tracking_uri=workplace.tracking_uri).get_run(tracker.run_id).info.status == status
-
-
-def test_a_process_is_told_from_one_that_has_its_number_now() -> None:
-    host, number, start = processes.this_process().split()
-    assert not processes.has_gone(f"{host} {number} {start}")
-    assert processes.has_gone(f"{host} {number} {float(start) - 100:.2f}")
-    assert not processes.has_gone("written by somebody else")

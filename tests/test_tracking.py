@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import threading
 import time
 from collections.abc import Mapping
@@ -16,6 +17,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow import MlflowClient
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
 
 from sifscale.config import ConfigError, Tracking
 from sifscale.run_record import run_name
@@ -164,6 +167,27 @@ def test_a_champion_needs_a_model_and_one_validation_part(workplace: Workplace, 
 def test_a_name_that_the_registry_cannot_take_is_refused(workplace: Workplace, name: str) -> None:
     with pytest.raises(ConfigError, match=r"^tracking\.register_as: .*\(found '.*'\)$"):
         workplace.config(f"tracking.register_as={name}")
+
+
+def test_a_run_stopped_while_it_is_written_says_so_and_leaves_the_database_free(
+    workplace: Workplace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A statement cut short kept its lock, for which the run's end then waited ten minutes, in vain."""
+    monkeypatch.setattr("sifscale.tracking_store.BUSY_S", 1)
+    place = tracking(workplace, "stopped while written")
+
+    def stop(connection: Connection, cursor: object, statement: str, *more: object) -> None:
+        if statement.startswith("INSERT INTO metrics"):
+            signal.raise_signal(signal.SIGINT)
+
+    event.listen(Engine, "after_cursor_execute", stop)
+    try:
+        with pytest.raises(KeyboardInterrupt), run_log(place, "stopped", watch=False) as tracker:
+            tracker.metrics({"loss": 1.0})
+    finally:
+        event.remove(Engine, "after_cursor_execute", stop)
+    run = MlflowClient(workplace.tracking_uri).get_run(tracker.run_id)
+    assert run.info.status == "KILLED" and run.data.metrics == {"loss": 1.0}
 
 
 @pytest.mark.parametrize("uri", ["htp://server", "sqlite:////proc/none/ml.db"])

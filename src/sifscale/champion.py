@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from sifscale.config import RunConfig, digest
 from sifscale.crops import Plans
 from sifscale.cube import Cube
+from sifscale.processes import uninterrupted
 from sifscale.served_model import FOLDER
 from sifscale.splits import VALIDATION
 from sifscale.tracking import RunLog
@@ -52,7 +53,7 @@ def register(
         SCORE: repr(score),
     }
     try:
-        with FileLock(folder.parent / f".{name}.lock"):  # jobs of one sweep end together
+        with FileLock(folder.parent / f".{name}.lock"), uninterrupted():  # jobs of one sweep end together
             log.info("%s", _enter(tracker.mlflow, name, tracker.run_id, tags))
     except MlflowException as error:
         log.warning("%s: not registered, %s", name, str(error).splitlines()[0])

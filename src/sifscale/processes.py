@@ -1,11 +1,16 @@
-"""Which process writes a run, so that another can tell when it is gone; what a process has used and may use."""
+"""Which process writes a run, so that another sees when it is gone; signals; what a process has used and may use."""
 
 from __future__ import annotations
 
 import os
 import resource
+import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 import psutil
 
@@ -31,6 +36,40 @@ def has_gone(name: str) -> bool:
         return True
     except ValueError:  # not written by us
         return False
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C and SIGTERM that come in the block act at its end, a second one at once.
+
+    For blocks that must not be left halfway. In threads other than the main one, which alone handles signals, and for
+    signals without a handler of Python nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    waiting: list[int] = []
+
+    def later(number: int, frame: FrameType | None) -> None:
+        handler = handlers[signal.Signals(number)]
+        if waiting and callable(handler):
+            waiting.clear()
+            handler(number, frame)
+        else:
+            waiting.append(number)
+
+    try:
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, later)
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if callable(handler):
+                signal.signal(number, handler)
+        for arrived in waiting:
+            signal.raise_signal(arrived)
 
 
 def peak_memory_mb() -> float:

@@ -26,7 +26,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE, MLFL
 
 from sifscale import tracking_store as store
 from sifscale.config import PROJECT_ROOT, Tracking
-from sifscale.processes import has_gone, this_process
+from sifscale.processes import has_gone, this_process, uninterrupted
 from sifscale.system_metrics import SystemMetrics
 
 # Offered here too, because who reads runs needs them.
@@ -91,7 +91,8 @@ class RunLog:
 
     Without a client (further processes of a distributed run) everything is accepted and nothing written. Given
     ``tracking`` with a server, the first call that fails is made again on a run in the local store, and so are all
-    after it; ``run_id`` stays what it was. Threads may share it.
+    after it; ``run_id`` stays what it was. Threads may share it. A signal waits for the end of a call: one cut short
+    would leave the database locked, and nothing could say that the run was stopped.
     """
 
     def __init__(self, mlflow: MlflowClient | None, run_id: str, tracking: Tracking | None = None) -> None:
@@ -151,7 +152,7 @@ class RunLog:
 
     def call(self, do: Callable[[MlflowClient, str], T]) -> T | None:
         """Call with client and run id; where the server is lost, again on a run in the local store."""
-        with self._lock:
+        with uninterrupted(), self._lock:
             if self.mlflow is None:
                 return None
             try:
@@ -189,13 +190,14 @@ def _start_unsent(
 def started(tracking: Tracking, name: str, tags: Mapping[str, str]) -> RunLog:
     """A new run, on the server or, where that is away, in the local store."""
     mlflow, tags = client(tracking), {**tags, PROCESS: this_process()}
-    try:
-        run = mlflow.create_run(experiment_id(mlflow, tracking), run_name=name, tags=dict(tags))
-    except Exception as error:  # see RunLog.call
-        place = store.unsent_store(tracking)
-        if place is None:
-            raise
-        mlflow, run = _start_unsent(tracking, place, name, tags, error)
+    with uninterrupted():
+        try:
+            run = mlflow.create_run(experiment_id(mlflow, tracking), run_name=name, tags=dict(tags))
+        except Exception as error:  # see RunLog.call
+            place = store.unsent_store(tracking)
+            if place is None:
+                raise
+            mlflow, run = _start_unsent(tracking, place, name, tags, error)
     return RunLog(mlflow, run.info.run_id, tracking)
 
 
