@@ -88,9 +88,10 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(workplace: Workplace, u
 def test_two_processes_train_one_run(workplace: Workplace, unbroken: Path, tmp_path: Path) -> None:
     ddp = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.epochs=1", "tracking.experiment=ddp"]
     words = workplace.overrides(f"hydra.run.dir={tmp_path}", "features=lbp", *ddp)
-    process = workplace.start(*words)
-    process.join(240)
-    assert process.exitcode == 0
+    for more in ([], [f"resume={tmp_path}"]):  # the second time nothing is left to do
+        process = workplace.start(*words, *more)
+        process.join(240)
+        assert process.exitcode == 0
     # references learn nothing, so that sums from two processes must give the scores of one
     same = [name for name in metrics(unbroken) if "nearest" in name or "bilinear_" in name]
     assert same and {n: metrics(tmp_path)[n] for n in same} == pytest.approx({n: metrics(unbroken)[n] for n in same})

@@ -23,6 +23,7 @@ from sifscale.models import parameter_count
 from sifscale.models.regression import Fitted
 from sifscale.pace import FirstStep, Pace
 from sifscale.precision import computed_in, computed_in_words
+from sifscale.resuming import of_main_process
 from sifscale.splits import TRAIN, VALIDATION
 from sifscale.start import Start
 from sifscale.task import DownscalingTask
@@ -83,15 +84,17 @@ def fit(
     if isinstance(task.model, Fitted) or not parameter_count(task.model):
         return Fit({}, _fit_in_one_step(run, task, data, folder, tracker))
     history = progress.EpochLog(tracker, folder / "history.json")
-    _announce(run, task, data, folder)
+    if is_main_process():
+        _announce(run, task, data, folder)
     if run.trainer.compile:
         compile_networks(task.model)
     monitored = data.plans.validation is not None
     # without fine truth the choice of the epoch must not see it either
     pixels_or_cells = "val/cells_rmse" if run.evaluation.cell_px else "val/rmse"
     chosen_by = "val/loss" if run.trainer.loss in WITHOUT_TRUTH else pixels_or_cells
+    checkpoints = of_main_process(folder) / "checkpoints"
     keep = pl.callbacks.ModelCheckpoint(
-        folder / "checkpoints",
+        checkpoints,
         filename="best",
         monitor=chosen_by if monitored and run.trainer.keep == "best" else None,
         save_last=True,
@@ -99,7 +102,7 @@ def fit(
     )
     start = start or Start()
     pace, first = Pace(), FirstStep(start)
-    last = folder / "checkpoints" / "last.ckpt"
+    last = checkpoints / "last.ckpt"
     within = WithinEpoch(last, run.trainer.checkpoint_minutes)
     callbacks: list[pl.Callback] = [first, *weight_average(run.trainer), within, pace, history, keep]
     if monitored and run.trainer.patience:
@@ -148,7 +151,7 @@ def _fit_in_one_step(
     run: RunConfig, task: DownscalingTask, data: CropDataModule, folder: Path, tracker: RunLog
 ) -> dict[str, float]:
     """What a baseline learns, if anything; then validation scores and a checkpoint, as a network has them."""
-    best = folder / "checkpoints" / "best.ckpt"
+    best = of_main_process(folder) / "checkpoints" / "best.ckpt"
     if run.resume and best.exists():
         state = torch.load(best, weights_only=True, map_location="cpu")
         task.load_state_dict(state["state_dict"])

@@ -18,9 +18,20 @@ def run_folder(run: RunConfig) -> Path:
     if run.resume:
         _check_resumable(run, folder)
     if not is_main_process():  # its files are of no use, but must not meet those of the main process
-        folder = folder / f"process_{process_rank()}"
+        folder = folder / _own_folder()
     folder.mkdir(parents=True, exist_ok=True)
     return folder
+
+
+def _own_folder() -> str:
+    return f".process_{process_rank()}"
+
+
+def of_main_process(folder: Path) -> Path:
+    """What the main process has for this folder in `run_folder` or below it: there alone are checkpoints."""
+    if is_main_process():
+        return folder
+    return Path(*(part for part in folder.parts if part != _own_folder()))
 
 
 def _check_resumable(run: RunConfig, folder: Path) -> None:
