@@ -9,12 +9,13 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.feature import local_binary_pattern
 
 from benchmarks.measure import Row, Setting, Way, compare
-from sifscale import lbp
+from sifscale import lbp, lbp_torch
 
 # Fields (layer, y, x) and the bar beside scikit-image.
 SHAPES = {(1, 2048, 2048): 50.0, (32, 64, 64): 40.0}
@@ -56,12 +57,20 @@ def is_equal(field: NDArray[np.float32], points: int, radius: float, method: str
     return same and np.array_equal(valid, inside)
 
 
+def by_tensors(images: torch.Tensor, points: int, radius: float, method: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and mask (layer, y, x), once the device of the images has made them."""
+    found = lbp_torch.codes(images, points, radius, method)
+    if images.is_cuda:
+        torch.cuda.synchronize()
+    return found
+
+
 def rows(setting: Setting) -> Iterator[Row]:
     """Every field, circle and method, on all cores that there are, as a call from the main thread has them."""
     for shape, bar in (QUICK_SHAPES if setting.quick else SHAPES).items():
         field = field_of(shape)
-        megapixels = field.size / 1e6
-        way = partial(Way, items=megapixels)
+        size = " x ".join(str(size) for size in shape if size > 1)
+        way = partial(Way, items=field.size / 1e6)
         for points, radius in CIRCLES:
             for method in METHODS:
                 run = partial(by_scikit_image, field, points, radius, method)
@@ -71,5 +80,20 @@ def rows(setting: Setting) -> Iterator[Row]:
                     there = partial(by_mahotas, field, points, radius) if find_spec("mahotas") else None
                     peers.append(way("mahotas", there, note="interpolates otherwise: not compared"))
                 ours = way("ours", partial(lbp.codes, field, points, radius, method))
-                case = f"{' x '.join(str(size) for size in shape if size > 1)}, P{points} R{radius:g}, {method}"
+                case = f"{size}, P{points} R{radius:g}, {method}"
                 yield from compare("lbp", case, "Mpx/s", ours, peers, setting, way("copy", field.copy))
+            yield from tensor_rows(field, f"{size}, P{points} R{radius:g}", (points, radius), setting)
+
+
+def tensor_rows(
+    field: NDArray[np.float32], case: str, circle: tuple[int, float], setting: Setting
+) -> Iterator[Row]:
+    """Codes of tensors by one method, on the processor and on the GPU that they are meant for, if any; no bar."""
+    way = partial(Way, items=field.size / 1e6)
+    expected = lbp.codes(field, *circle, "uniform")
+    peer = way("scikit-image", partial(by_scikit_image, field, *circle, "uniform"))
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        run = partial(by_tensors, torch.from_numpy(field).to(device), *circle, "uniform")
+        equal = all(np.array_equal(part.cpu().numpy(), other) for part, other in zip(run(), expected, strict=True))
+        ours = way("ours", run, agrees=equal, note="meant for GPUs; " + "equal codes and mask" * equal)
+        yield from compare("lbp", f"{case}, uniform, torch on {device}", "Mpx/s", ours, [peer], setting)

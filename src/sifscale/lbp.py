@@ -45,15 +45,22 @@ def _groups(dy: NDArray[np.float64], on_pixel: NDArray[np.bool_]) -> tuple[NDArr
     return fours.reshape(-1, 4), np.array(pairs, np.int64).reshape(-1, 2)
 
 
-@lru_cache(maxsize=16)
-def _circle(points: int, radius: float, shape: tuple[int, int], origin_px: tuple[int, int]) -> Circle:
-    """Where the neighbours of each pixel lie, for a field of `shape` (y, x) whose first pixel is at `origin_px`."""
+def neighbourhood(
+    points: int, radius: float, shape: tuple[int, int]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Where neighbours lie, dy and dx (points,), and the pixels top, bottom, left, right of each (points, 4), in px."""
     # scikit-image (0.26; it held the radius as a C float in older releases) rounds offsets to 5 decimals.
     angle = 2 * np.pi * np.arange(points, dtype=np.float64) / points
     dy, dx = np.round(-radius * np.sin(angle), 5), np.round(radius * np.cos(angle), 5)
     corners = np.stack([np.floor(dy), np.ceil(dy), np.floor(dx), np.ceil(dx)], axis=1).astype(np.int64)
-    # A field's size away is outside; nothing farther, so that the halo of a tile does not outgrow the field.
-    corners = corners.clip(-np.repeat(shape, 2), np.repeat(shape, 2))
+    # A field's size (y, x) away is outside; nothing farther, so that the halo of a tile does not outgrow the field.
+    return dy, dx, corners.clip(-np.repeat(shape, 2), np.repeat(shape, 2))
+
+
+@lru_cache(maxsize=16)
+def _circle(points: int, radius: float, shape: tuple[int, int], origin_px: tuple[int, int]) -> Circle:
+    """Where the neighbours of each pixel lie, for a field of `shape` (y, x) whose first pixel is at `origin_px`."""
+    dy, dx, corners = neighbourhood(points, radius, shape)
     touched = np.concatenate([np.zeros((1, 2), np.int64), *(corners[:, [y, x]] for y in (0, 1) for x in (2, 3))])
     # The fraction is taken at the absolute position, so its last bits vary along a row: ties depend on them.
     y = np.arange(origin_px[0], origin_px[0] + shape[0]) + dy[:, None]
@@ -102,13 +109,15 @@ def _fill(layers: NDArray[Any], circle: Circle, method: int, out: NDArray[Any], 
         other.result()
 
 
-def _largest(points: int, method: str) -> int:
+def largest_code(points: int, method: str) -> int:
+    """The largest code of a method other than `var`."""
     if method == "uniform":
         return points + 1
     return points * (points - 1) + 2 if method == "nri_uniform" else (1 << points) - 1
 
 
-def _check(points: int, radius: float, method: str, encoding: str | None = None) -> None:
+def check(points: int, radius: float, method: str, encoding: str | None = None) -> None:
+    """Refuse, as a ValueError, an argument that is out of range or an encoding that does not go with the method."""
     if not 1 <= points <= MAX_POINTS:
         raise ValueError(f"LBP points must be 1 to {MAX_POINTS}, found {points}: choose e.g. 8, 16 or 24")
     if not 0 < radius <= MAX_RADIUS_PX:
@@ -124,8 +133,8 @@ def _check(points: int, radius: float, method: str, encoding: str | None = None)
     if method not in ENCODING_METHODS[encoding]:
         fitting = " or ".join(name for name in ENCODINGS if method in ENCODING_METHODS[name])
         raise ValueError(f"LBP encoding {encoding!r} does not go with method {method!r}: choose {fitting}")
-    if encoding == "onehot" and _largest(points, method) >= MAX_ONEHOT_PLANES:
-        planes = _largest(points, method) + 1
+    if encoding == "onehot" and largest_code(points, method) >= MAX_ONEHOT_PLANES:
+        planes = largest_code(points, method) + 1
         raise ValueError(
             f"LBP one-hot of {method!r} has at most {MAX_ONEHOT_PLANES} planes, found {planes} "
             f"with {points} points: take fewer points or encoding 'scaled'"
@@ -161,7 +170,7 @@ def codes(
     Raises:
         ValueError: the field is not real or has no (y, x), or an argument is out of range.
     """
-    _check(points, radius, method)
+    check(points, radius, method)
     field = np.asarray(field)
     if field.dtype.kind not in "iuf":
         raise ValueError(f"LBP needs integer or float pixels, found dtype {field.dtype}: convert the field")
@@ -172,7 +181,7 @@ def codes(
     # whatever the caller's dtype and batch axes.
     exact = np.float32 if np.can_cast(field.dtype, np.float32) else np.float64
     layers = np.ascontiguousarray(field, exact).reshape(math.prod(shape[:-2]), *shape[-2:])
-    dtype = np.dtype(np.float64) if method == "var" else np.min_scalar_type(_largest(points, method))
+    dtype = np.dtype(np.float64) if method == "var" else np.min_scalar_type(largest_code(points, method))
     out, valid = np.empty(layers.shape, dtype), np.empty(layers.shape, np.bool_)
     if layers.size:
         circle = _circle(points, float(radius), layers.shape[1:], (int(origin_px[0]), int(origin_px[1])))
@@ -186,12 +195,12 @@ def channel_names(points: int, radius: float, method: str, encoding: str) -> lis
     Raises:
         ValueError: an argument is out of range, or the encoding does not go with the method.
     """
-    _check(points, radius, method, encoding)
+    check(points, radius, method, encoding)
     stem = f"lbp_{method}_p{points}_r{float(radius):g}px"
     if encoding == "bits":
         return [f"{stem}_bit{bit}" for bit in range(points)]
     if encoding == "onehot":
-        return [f"{stem}_class{code}" for code in range(_largest(points, method) + 1)]
+        return [f"{stem}_class{code}" for code in range(largest_code(points, method) + 1)]
     return [f"{stem}_{encoding}"]
 
 
@@ -215,13 +224,13 @@ def encode(
     Raises:
         ValueError: the shapes differ, or the encoding does not go with the method.
     """
-    _check(points, 1.0, method, encoding)
+    check(points, 1.0, method, encoding)
     if codes.shape != valid.shape or codes.ndim < 2:
         raise ValueError(
             f"LBP codes and mask must share one shape (..., y, x), found {codes.shape} and {valid.shape}: "
             "pass both as codes() returns them"
         )
-    largest = _largest(points, method)
+    largest = largest_code(points, method)
     planes = {"bits": points, "onehot": largest + 1}.get(encoding, 1)
     out = np.empty((*codes.shape[:-2], planes, *codes.shape[-2:]), np.float32)
     for plane in range(planes):

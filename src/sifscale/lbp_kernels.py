@@ -249,8 +249,14 @@ def _variances(
             _add_pixels(exact, begin + offsets[point, 0], size, moments)
         else:
             _add_between(exact, tile, offsets[point], circle, point, moments)
-    for x in range(size):
-        variance = (moments[1][x] - moments[0][x] * moments[0][x] / points) / points
+    share, is_exact = 1 / points, points & (points - 1) == 0  # by a power of two: products are quotients, and faster
+    for i in range(size):
+        x = np.uintp(i)
+        square = moments[0][x] * moments[0][x]
+        if is_exact:
+            variance = (moments[1][x] - square * share) * share
+        else:
+            variance = (moments[1][x] - square / points) / points
         moments[0][x] = variance if variance != 0 else np.nan
 
 
