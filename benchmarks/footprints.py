@@ -11,7 +11,7 @@ import numpy as np
 import shapely
 from numpy.typing import NDArray
 
-from benchmarks.measure import Row, Setting, Way, compare
+from benchmarks.measure import Row, Run, Setting, Way, compare
 from sifscale.footprints import FootprintSums
 from sifscale.grid import Grid
 
@@ -20,7 +20,9 @@ Floats = NDArray[np.float64]
 NUMBER, SAMPLE = 1_000_000, 2_000  # footprints; those that the slow ones get
 QUICK_NUMBER, QUICK_SAMPLE = 60_000, 50
 CELLS_M = (4_000.0, 1_000.0)
-BAR = 2.5  # beside subpixels
+BAR = 2.5  # beside 10 x 10 subpixels
+FINE = {1_000.0: 40}  # points along an edge that are as dense in the cells as 10 are on 4 km
+FINE_PART = 16  # of the footprints, the first of so many parts get them
 CLOSE = {"shapely": 1e-9, "exactextract": 1e-6}  # sums of shares; the latter says in float32 what it covers
 _SIDE_M = 1_200_000.0
 _ACROSS = 200
@@ -44,9 +46,9 @@ def swath(number: int) -> tuple[Floats, Floats]:
     return x, y
 
 
-def by_ours(grid: Grid, x: Floats, y: Floats, method: str) -> Floats:
+def by_ours(grid: Grid, x: Floats, y: Floats, method: str, subpixels: int = 10) -> Floats:
     """Sum of shares (height, width), by one thread."""
-    sums = FootprintSums(grid, method, 10, 1)
+    sums = FootprintSums(grid, method, subpixels, 1)
     sums.add(x, y, x[:, 0], np.ones(len(x)))
     weight: Floats = sums.finish()["weight"].astype(np.float64)
     return weight
@@ -95,6 +97,12 @@ def sample_of(grid: Grid, x: Floats, y: Floats, number: int) -> tuple[Grid, Floa
     return grid.window(rows, columns), x, y
 
 
+def error_of(subpixels: int, grid: Grid, x: Floats, y: Floats, truth: Floats) -> str:
+    """What to say of the sums of shares by subpixels: root mean square error over their mean, where there are any."""
+    found, met = by_ours(grid, x, y, "subpixel", subpixels).ravel(), truth > 0
+    return f"off by {np.sqrt(np.mean((found - truth)[met] ** 2)) / truth[met].mean():.1%}"
+
+
 def difference(name: str, exact: Floats, other: Floats) -> tuple[bool, str]:
     """Whether another exact way finds the same sums of shares, and what to say of it."""
     most = float(np.abs(exact.ravel() - other.ravel()).max())
@@ -111,13 +119,17 @@ def rows(setting: Setting) -> Iterator[Row]:
         small, x_few, y_few = sample_of(grid, x, y, few)
         exact, tree = by_ours(small, x_few, y_few, "exact"), shapely.STRtree(cells_of(small))
         truth = by_shapely(tree, x_few, y_few)
-        subpixel = by_ours(small, x_few, y_few, "subpixel").ravel()
-        rms = float(np.sqrt(np.mean((subpixel - truth)[truth > 0] ** 2)) / truth[truth > 0].mean())
+        run: Run = partial(by_ours, grid, x, y, "subpixel")
+        note = error_of(10, small, x_few, y_few, truth)
+        peers = [Way("10 x 10 subpixels", run, number, BAR, note=note)]
+        if points := FINE.get(cell_m):
+            part = slice(number // FINE_PART)
+            run = partial(by_ours, grid, x[part], y[part], "subpixel", points)
+            note = error_of(points, small, x_few, y_few, truth)
+            peers.append(Way(f"{points} x {points} subpixels", run, number // FINE_PART, note=note))
         agrees, note = difference("shapely", exact, truth)
-        peers = [
-            Way("10 x 10 subpixels", partial(by_ours, grid, x, y, "subpixel"), number, BAR, note=f"off by {rms:.1%}"),
-            Way("shapely", partial(by_shapely, tree, x_few, y_few), len(x_few), agrees=agrees, note=note),
-        ]
+        run = partial(by_shapely, tree, x_few, y_few)
+        peers.append(Way("shapely", run, len(x_few), agrees=agrees, note=note))
         other = Way("exactextract", None)
         if find_spec("exactextract"):
             run = partial(by_exactextract, small, x_few, y_few)

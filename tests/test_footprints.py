@@ -227,6 +227,29 @@ def test_a_footprint_far_larger_than_the_grid_fills_it() -> None:
     np.testing.assert_allclose(gridded(CELLS, x, y)["weight"], 1e-6, rtol=1e-12)
 
 
+@pytest.mark.parametrize("flatness", [1.0, 0.02, 1e-5])
+def test_shares_are_overlaps_over_own_area_for_round_and_for_thin_footprints(flatness: float) -> None:
+    # Those that fill their window are gridded in one go, thin ones in two: several bands, all borders of the grid.
+    grid = Grid("EPSG:5070", 0.0, 140.0, 1.0, 1.0, 140, 60)
+    rng = np.random.default_rng(4)
+    angle = np.sort(rng.uniform(0, 2 * np.pi, (200, 4)), axis=1)
+    turn, size = rng.uniform(0, 2 * np.pi, (200, 1)), rng.uniform(0.2, 60, (200, 1))
+    along, across = size * np.cos(angle), flatness * size * np.sin(angle)
+    x = rng.uniform(0, 60, (200, 1)) + np.cos(turn) * along - np.sin(turn) * across
+    y = rng.uniform(0, 140, (200, 1)) + np.sin(turn) * along + np.cos(turn) * across
+    footprint, row, column, area = overlap_areas(grid, x, y)
+    own = shapely.area(shapely.polygons(np.stack([x - x[:, :1], y - y[:, :1]], axis=-1)))
+    expected, number = np.zeros((2, 140, 60))
+    np.add.at(expected, (row, column), area / own[footprint])
+    np.add.at(number, (row, column), 1)
+    result = gridded(grid, x, y)
+    np.testing.assert_allclose(result["weight"], expected, rtol=0, atol=1e-13 / flatness)
+    np.testing.assert_array_equal(result["n_soundings"], number)
+    inside = (x.min(axis=1) > 0) & (x.max(axis=1) < 60) & (y.min(axis=1) > 0) & (y.max(axis=1) < 140)
+    assert inside.sum() > 20
+    assert abs(gridded(grid, x[inside], y[inside])["weight"].sum() - inside.sum()) < 1e-12
+
+
 def test_more_subpixels_come_nearer_to_exact_for_parallelograms() -> None:
     # In others, points that are bilinear between the corners are not of equal area: that error stays.
     x, y = convex_quads(CELLS, 100)

@@ -21,7 +21,6 @@ from sifscale.grid import Grid
 
 METHODS = ("exact", "centre", "subpixel")
 
-_BAND_PX = 64
 # What is prepared at once stays below 30 MB, however large the granule.
 CHUNK = 1 << 18
 # Distance of the mean of projected corners from the projected mean, over the extent of the footprint: about 0.001
@@ -197,8 +196,7 @@ def _geometry(grid: Grid) -> tuple[kernels.Four, tuple[int, int]]:
 
 def buffer_size(quads: Quads) -> int:
     """Cells of the largest window, with a column to spare."""
-    row0, row1, column0, column1 = quads[2].T
-    return int(((row1 - row0) * (column1 - column0 + 1)).max(initial=1))
+    return kernels.largest(quads[2])
 
 
 def for_each(function: Callable[[_Item], None], items: Sequence[_Item], threads: int) -> None:
@@ -218,11 +216,12 @@ def for_each_band(
 
     Who writes to the rows of its band alone adds the same numbers in the same order in any number of threads.
     """
-    starts = np.zeros(-(-height // _BAND_PX) + 1, np.int64)
-    members = kernels.list_bands(quads[2], height, _BAND_PX, starts)
+    band_px = kernels.BAND_PX
+    starts = np.zeros(-(-height // band_px) + 1, np.int64)
+    members = kernels.list_bands(quads[2], height, starts)
 
     def call(band: int) -> None:
-        rows = (band * _BAND_PX, min((band + 1) * _BAND_PX, height))
+        rows = (band * band_px, min((band + 1) * band_px, height))
         function(rows, members[starts[band] : starts[band + 1]])
 
     for_each(call, np.flatnonzero(np.diff(starts)).tolist(), threads)
