@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from benchmarks.measure import Way
 from sifscale.features import FeatureCube
@@ -16,6 +17,7 @@ from sifscale.features import FeatureCube
 CROP_PX, BATCH = 64, 32
 FIELDS = ("predictors", "coarse", "target", "weight", "valid")  # what a training batch is made of
 
+Fields = Mapping[str, NDArray[Any]]
 Cut = Callable[[int, int], list[Any]]  # the fields of a crop, by its upper-left pixel
 
 
@@ -32,11 +34,16 @@ def batches(cut: Cut, size: int, crops: int) -> Callable[[], None]:
     return run
 
 
-def from_memory(features: FeatureCube) -> Cut:
+def copied(features: FeatureCube, order: Literal["C", "K"]) -> Fields:
+    """Arrays of their own: C, channel by channel, as `.values` of xarray; K, laid out as ours."""
+    return {name: np.array(getattr(features, name), order=order) for name in FIELDS}
+
+
+def from_memory(fields: Fields) -> Cut:
     """Slices of arrays."""
 
     def cut(y: int, x: int) -> list[Any]:
-        return [getattr(features, name)[0, ..., y : y + CROP_PX, x : x + CROP_PX] for name in FIELDS]
+        return [fields[name][0, ..., y : y + CROP_PX, x : x + CROP_PX] for name in FIELDS]
 
     return cut
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from sifscale import chunk_pool
 from sifscale.batch_order import BatchOrder, mixed_order
 from sifscale.buffers import Buffers
 from sifscale.chunk_pool import AHEAD, ChunkPool
@@ -27,6 +29,14 @@ from sifscale.features import Channel, FeatureCube
 
 EDGE_PX = 700  # three chunks along an edge, the last one cut
 LIMIT_MB = 20  # of a cube of 23.5 MB
+
+
+@pytest.fixture(autouse=True, scope="module")
+def only_fields_count() -> Iterator[None]:
+    """Libraries leave no room in limits as small as these cubes need."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chunk_pool, "BESIDE_MB", 0)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +178,8 @@ def test_the_pool_holds_no_more_windows_than_its_slots_and_those_ahead(store: Pa
     held, megabytes = [], []
     for _ in crops:
         held.append(len(pool._held))
-        pieces = [memory.nbytes for buffers in pool._memory.values() for memory, _ in buffers._pieces]
+        memories = *pool._memory.values(), *crops.crops._memory.values()
+        pieces = [memory.nbytes for buffers in memories for memory, _ in buffers._pieces]
         megabytes.append(sum(pieces) / 1e6)
     assert max(held) == pool.slots + AHEAD
     assert max(megabytes) <= LIMIT_MB
@@ -184,9 +195,32 @@ def test_epochs_differ_and_repeat_exactly(store: Path) -> None:
     assert found[0] == found[2] != found[1]
 
 
-def test_a_limit_without_place_for_a_window_is_refused_in_one_line(store: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^trainer.memory_limit_mb: must be at least 13 .* \(found 2\)$"):
-        module(on_disk(store, 2), make_plan(3, 64, 0)).train_dataloader()
+@pytest.mark.parametrize(("beside_mb", "least"), [(0, 8), (7, 15)])
+def test_a_limit_without_place_for_a_window_is_refused_in_one_line_that_names_one_with(
+    store: Path, monkeypatch: pytest.MonkeyPatch, beside_mb: int, least: int
+) -> None:
+    monkeypatch.setattr(chunk_pool, "BESIDE_MB", beside_mb)
+    message = f"^trainer.memory_limit_mb: must be at least {least} for batches of 8 .* \\(found {least - 1}\\)$"
+    with pytest.raises(ConfigError, match=message):
+        module(on_disk(store, least - 1), make_plan(3, 64, 0)).train_dataloader()
+    pool = module(on_disk(store, least), make_plan(3, 64, 0)).train_dataloader().crops.pool
+    assert pool is not None and pool.slots == 1
+
+
+def test_cells_that_edges_of_chunks_cut_are_whole(tmp_path: Path) -> None:
+    rng, block, edge = np.random.default_rng(0), 3, 276
+    field = da.from_array(rng.random((1, 1, edge, edge), dtype=np.float32))
+    weights = da.from_array(rng.random((1, edge // block, edge // block, 3, 3), dtype=np.float32))
+    flat, days = field[:, 0], np.array(["2019-06-10"], "datetime64[ns]")
+    about = (Channel("a", True),), field, flat, flat, flat > 0.5, flat, block, (edge, edge), ("a",), days
+    features = on_disk(materialise(FeatureCube(*about, footprint_weights=weights), tmp_path, "test"), 1)
+    corner = np.array([[216, 0], [3, 213], [216, 216], [0, 6]])
+    table = np.column_stack([np.zeros(4, int), corner, corner, corner + 60]).astype(np.int32)
+    batch = CropBatches(features, CropPlan(table, np.ones(4, np.float32), 60), None)[[0, 1, 2, 3]]
+    for i, (y, x) in enumerate(corner.tolist()):
+        cells = np.s_[0, y // block : y // block + 20, x // block : x // block + 20]
+        np.testing.assert_array_equal(batch["footprint_weights"][i].numpy(), weights[cells].compute())
+        np.testing.assert_array_equal(batch["coarse"][i, 0].numpy(), flat[0, y : y + 60, x : x + 60].compute())
 
 
 def test_a_loader_goes_on_within_an_epoch(store: Path, memory: FeatureCube) -> None:

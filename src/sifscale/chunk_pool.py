@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -32,9 +33,11 @@ log = logging.getLogger(__name__)
 
 Integers: TypeAlias = NDArray[np.intp]
 
-SLOTS = 6  # windows that a training batch is mixed from at least, where the limit allows: they are made that small
+SLOTS = 5  # windows that a training batch is mixed from at least, where the limit allows: they are made that small
 AHEAD = 1  # windows that are read before they are needed
-DECODING = 3  # as much again for undecoded chunks of the window that is being read
+DECODING = 0.3  # as much of a window again for its chunks that are read but not decoded
+BATCHES = 2  # that are alive at a time: one in use, one being filled
+BESIDE_MB = 105  # what else a process grows by, whatever the size of windows: LLVM's library alone takes 50
 FIELDS = ("predictors", "coarse", "target", "valid", "weight", "footprint_weights")
 
 
@@ -46,14 +49,15 @@ def on_disk(features: FeatureCube) -> bool:
 class ChunkPool:
     """At most ``slots + AHEAD`` windows in memory, read by a thread in the order in which they are needed.
 
+    Together with batches of ``batch_size`` crops and what the libraries need they stay within the memory limit.
     home (crop,): number of each crop's window. boxes (window, 5): sample, y0, x0, y1, x1: what its crops reach, in px.
     mixed: for crops in a mixed order rather than in that of the plan; ConfigError where the limit is too small.
     """
 
-    def __init__(self, features: FeatureCube, plan: CropPlan, *, mixed: bool) -> None:
+    def __init__(self, features: FeatureCube, plan: CropPlan, *, mixed: bool, batch_size: int = 1) -> None:
         self.features, self.plan = features, plan
         self._fields = _read_fields(features)
-        self.edge_px, self.slots = _layout(features, plan.size, mixed)
+        self.edge_px, self.slots = _layout(features, plan.size, mixed, batch_size)
         self.home, self.boxes = _windows(plan, self.edge_px)
         self._held: dict[int, Future[FeatureCube]] = {}
         self._reader: ThreadPoolExecutor | None = None
@@ -117,29 +121,42 @@ class ChunkPool:
         """A part of one sample, in memory: all fields at once."""
         import tensorstore
 
-        block = self.features.block_px
-        pixels = slice(y0, y1), slice(x0, x1)
-        cells = slice(y0 // block, -(-y1 // block)), slice(x0 // block, -(-x1 // block))
         parts: dict[str, Any] = {"cover": None}
-        waiting = []
         for name, field in self._fields.items():
-            where = cells if name == "footprint_weights" else pixels
-            where = (slice(sample, sample + 1), *((slice(None),) if name == "predictors" else ()), *where)
-            if isinstance(field, zarr.Array):
-                chosen = self._stores[name][where].translate_to[0]
-                parts[name] = self._memory[name].take(chosen.shape, field.dtype, channels_last=name == "predictors")
-                waiting.append(tensorstore.array(parts[name], copy=False, write=True).write(chosen))
+            where, last = self._where(name, sample, y0, x0, y1, x1), name == "predictors"
+            if name in self._stores:
+                parts[name] = self._memory[name].take(self._stores[name][where].shape, field.dtype, channels_last=last)
             else:  # made in memory
-                parts[name] = side_by_side(field[where]) if name == "predictors" else np.ascontiguousarray(field[where])
-        for written in waiting:
-            written.result()
+                parts[name] = side_by_side(field[where]) if last else np.ascontiguousarray(field[where])
+        rows = self.features.coarse.chunks[1]
+        # Row by row of chunks: all of a window would wait in memory to be decoded.
+        for top, bottom in pairwise([y0, *range((y0 // rows + 1) * rows, y1, rows), y1]):
+            waiting = []
+            for name, store in self._stores.items():
+                into = parts[name][self._where(name, 0, top - y0, 0, bottom - y0, x1 - x0)]
+                chosen = store[self._where(name, sample, top, x0, bottom, x1)].translate_to[0]
+                waiting.append(tensorstore.array(into, copy=False, write=True).write(chosen))
+            for written in waiting:
+                written.result()
         if isinstance(coded := self.features.predictors, Quantised):
             parts["predictors"] = replace(coded, codes=parts["predictors"])
         return replace(self.features, **parts)
 
+    def _where(self, name: str, sample: int, y0: int, x0: int, y1: int, x1: int) -> tuple[slice, ...]:
+        """Where pixels of a sample lie in a field; all channels, and cells that hold any of them."""
+        per = self.features.block_px if name == "footprint_weights" else 1
+        channels = (slice(None),) if name == "predictors" else ()
+        cells = slice(y0 // per, -(-y1 // per)), slice(x0 // per, -(-x1 // per))
+        return slice(sample, sample + 1), *channels, *cells
+
     @cached_property
     def _stores(self) -> dict[str, tensorstore.TensorStore]:
-        return {name: _reopened(field) for name, field in self._fields.items() if isinstance(field, zarr.Array)}
+        import tensorstore
+
+        # Files are read faster than chunks are decoded: several at a time would wait in memory.
+        alone = tensorstore.Context({"file_io_concurrency": {"limit": 1}})
+        stored = {name: field for name, field in self._fields.items() if isinstance(field, zarr.Array)}
+        return {name: _reopened(field, alone) for name, field in stored.items()}
 
 
 def _read_fields(features: FeatureCube) -> dict[str, Any]:
@@ -148,17 +165,18 @@ def _read_fields(features: FeatureCube) -> dict[str, Any]:
     return {name: field.codes if isinstance(field, Quantised) else field for name, field in fields.items()}
 
 
-def _reopened(array: zarr.Array[Any]) -> tensorstore.TensorStore:
+def _reopened(array: zarr.Array[Any], context: tensorstore.Context) -> tensorstore.TensorStore:
     """The same array for TensorStore, which reads beside Python, not within its lock."""
     import tensorstore
 
     store = array.store
     assert isinstance(store, LocalStore)
     where = {"driver": "file", "path": str(store.root / array.path)}
-    return tensorstore.open({"driver": "zarr3", "kvstore": where}, open=True, read=True).result()
+    spec = {"driver": "zarr3", "kvstore": where}
+    return tensorstore.open(spec, open=True, read=True, context=context).result()
 
 
-def _layout(features: FeatureCube, size: int, mixed: bool) -> tuple[tuple[int, int], int]:
+def _layout(features: FeatureCube, size: int, mixed: bool, batch_size: int) -> tuple[tuple[int, int], int]:
     """Edges (y, x) of a window without its border, in px, and how many fit; as large as leaves enough of them.
 
     Enough is SLOTS for crops in a mixed order, and else a row of windows, so that each is read once.
@@ -166,7 +184,9 @@ def _layout(features: FeatureCube, size: int, mixed: bool) -> tuple[tuple[int, i
     shape = features.coarse.shape[1:]
     fields = [field for field in _read_fields(features).values() if isinstance(field, zarr.Array)]
     bytes_per_px: float = sum(field.nbytes for field in fields) / features.coarse.size
-    limit, chunk = features.memory_limit_mb * 1e6, features.coarse.chunks[1:]
+    as_read: float = sum(getattr(features, name).nbytes for name in _read_fields(features)) / features.coarse.size
+    beside = BESIDE_MB * 1e6 + BATCHES * batch_size * size**2 * (as_read + 1)  # one byte: what is scored
+    limit, chunk = features.memory_limit_mb * 1e6 - beside, features.coarse.chunks[1:]
 
     def bytes_of(chunks: int) -> float:
         y, x = (int(min(chunks * along + size, n)) for along, n in zip(chunk, shape, strict=True))
@@ -178,12 +198,12 @@ def _layout(features: FeatureCube, size: int, mixed: bool) -> tuple[tuple[int, i
         if (enough + AHEAD + DECODING) * bytes_of(chunks + 1) > limit:
             break
         chunks += 1
-    slots = max(int(limit // bytes_of(chunks)) - AHEAD - DECODING, 0)
+    slots = max(int(limit / bytes_of(chunks) - AHEAD - DECODING), 0)
     if not slots:
-        needed = int((1 + AHEAD + DECODING) * bytes_of(1) / 1e6) + 1
+        needed = int(((1 + AHEAD + DECODING) * bytes_of(1) + beside) / 1e6) + 1
         fault = (
-            f"trainer.memory_limit_mb: must be at least {needed} for crops of {size} px from chunks of "
-            f"{chunk[0]} x {chunk[1]} px (found {features.memory_limit_mb})"
+            f"trainer.memory_limit_mb: must be at least {needed} for batches of {batch_size} crops of {size} px from "
+            f"chunks of {chunk[0]} x {chunk[1]} px (found {features.memory_limit_mb})"
         )
         if mixed:
             raise ConfigError([fault])

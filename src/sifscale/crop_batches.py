@@ -17,7 +17,7 @@ from sifscale.batch_order import BatchOrder
 from sifscale.buffers import Buffers
 from sifscale.chunk_pool import ChunkPool, on_disk
 from sifscale.config import ConfigError, digest
-from sifscale.crop_kernels import Flat, cut, rows_of, score, side_by_side
+from sifscale.crop_kernels import Coding, Flat, cut, rows_of, score, side_by_side
 from sifscale.crops import CropPlan
 from sifscale.features import FeatureCube
 from sifscale.quantised import Quantised
@@ -25,14 +25,14 @@ from sifscale.splits import TEST
 
 Batch = dict[str, Tensor]
 FLAT = ("coarse", "target", "weight", "valid")
-# For the kernels, which want arrays of one type
-_NO_PARTS, _AS_IT_IS = np.empty((0, 0, 0), np.int8), np.empty(0, np.float32)
+_NO_PARTS = np.empty((0, 0, 0), np.int8)  # for the kernel, which wants arrays of one type
 
 
 class CropBatches(Dataset[Batch]):
     """A batch for a list of crop numbers: one gather a batch, no work a crop in Python workers.
 
-    A feature cube on disk is read through a pool of chunks; mixed: in a mixed order instead of that of the plan.
+    A feature cube on disk is read through a pool of chunks; mixed: in a mixed order instead of that of the plan;
+    batch_size: crops for which its memory limit leaves room.
     """
 
     def __init__(
@@ -42,8 +42,10 @@ class CropBatches(Dataset[Batch]):
         parts: NDArray[np.int8] | None,
         part: int = TEST,
         mixed: bool = False,
+        batch_size: int = 1,
     ) -> None:
-        self.pool = ChunkPool(features, plan, mixed=mixed) if on_disk(features) else None
+        pool = ChunkPool(features, plan, mixed=mixed, batch_size=batch_size) if on_disk(features) else None
+        self.pool = pool
         self.features = features if self.pool else _in_rows(features)
         self.plan, self.parts, self.part = plan, parts, part
         self._memory: defaultdict[str, Buffers] = defaultdict(Buffers)
@@ -63,7 +65,8 @@ class CropBatches(Dataset[Batch]):
         self._fill(batch, numbers)
         table, parts = self.plan.table[numbers], self.parts if self.parts is not None else _NO_PARTS
         score(batch["valid"][:, 0], table, parts, self.part, batch["scored"][:, 0])
-        return {name: torch.from_numpy(field) for name, field in batch.items()} | {"crop": torch.tensor(numbers)}
+        batch["crop"] = np.array(numbers, np.int64)
+        return {name: torch.from_numpy(field) for name, field in batch.items()}
 
     def follow(self, batches: list[list[int]]) -> None:
         """Say which batches will be asked for, in this order, so that they can be read ahead."""
@@ -113,11 +116,11 @@ def _flat(fields: Mapping[str, Any]) -> Flat:
     return coarse, target, weight, valid
 
 
-def _coded(predictors: Any, size: int) -> tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]:
-    """Rows of the predictors, and scale and offset of each value in a row of a crop, empty where they are no codes."""
+def _coded(predictors: Any, size: int) -> tuple[NDArray[Any], Coding | None]:
+    """Rows of the predictors, and how each value in a row of a crop is coded, None where they are no codes."""
     if isinstance(predictors, Quantised):
-        return rows_of(predictors.codes), np.tile(predictors.scale, size), np.tile(predictors.offset, size)
-    return rows_of(predictors), _AS_IT_IS, _AS_IT_IS
+        return rows_of(predictors.codes), (np.tile(predictors.scale, size), np.tile(predictors.offset, size))
+    return rows_of(predictors), None
 
 
 class CropLoader:

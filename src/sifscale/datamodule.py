@@ -115,12 +115,12 @@ class CropDataModule(pl.LightningDataModule):
         if parts is None:  # crops were split, not pixels
             parts = np.where(plans.train.covered(valid.shape), TRAIN, NOWHERE).astype(np.int8)
         plan = covering_crops(parts == part, valid, plans.train.size, self.features.block_px)
-        crops = CropBatches(self.features, plan, parts, part)
+        crops = CropBatches(self.features, plan, parts, part, batch_size=self.batch_size)
         return iter(CropLoader(crops, BatchOrder(len(crops), self.batch_size, None)))
 
     def _loader(self, plan: CropPlan, parts: NDArray[np.int8] | None, seed: int | None) -> CropLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        crops = CropBatches(self.features, plan, parts, mixed=seed is not None)
+        crops = CropBatches(self.features, plan, parts, mixed=seed is not None, batch_size=self.batch_size)
         return CropLoader(crops, BatchOrder(len(plan), self.batch_size, seed, rank, world, crops.pool))
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
