@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -106,10 +108,7 @@ def test_validation_comes_in_order_and_may_be_absent() -> None:
 def test_the_order_depends_on_seed_and_epoch_and_ranks_share_fairly(
     crops: int, batch_size: int, seed: int, world: int
 ) -> None:
-    if crops < world:
-        with pytest.raises(ConfigError, match="trainer.devices"):
-            BatchOrder(crops, batch_size, seed, 0, world)
-        return
+    assume(crops >= world)
     ranks = []
     for rank in range(world):
         order, resumed = (BatchOrder(crops, batch_size, seed, rank, world) for _ in range(2))
@@ -124,6 +123,19 @@ def test_the_order_depends_on_seed_and_epoch_and_ranks_share_fairly(
     assert len(set(taken)) == len(taken) > crops - world
     assert {len(numbers) for numbers in ranks} == {crops // world}
     assert set(taken) <= set(range(crops))
+
+
+@pytest.mark.parametrize("part", ["train", "validation", "test"])
+def test_more_processes_than_crops_of_a_part_are_refused_before_training(part: str) -> None:
+    module = make_module(make_features())
+    plan = getattr(module.plans, part)
+    few = replace(plan, table=plan.table[:2], valid_fraction=plan.valid_fraction[:2])
+    module.plans = replace(module.plans, **{part: few})
+    for world in (2, 3):
+        module.trainer = cast(pl.Trainer, SimpleNamespace(global_rank=0, world_size=world))
+        fault = pytest.raises(ConfigError, match=f"^trainer.devices: .* {part}.* crops, 2 ")
+        with fault if world > 2 else nullcontext():
+            module.train_dataloader()
 
 
 @given(crops=st.integers(0, 40), world=st.integers(1, 4))

@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from sifscale.chunk_pool import ChunkPool
-from sifscale.config import ConfigError
 
 
 class BatchOrder(Sampler[list[int]]):
@@ -29,10 +28,6 @@ class BatchOrder(Sampler[list[int]]):
         world: int = 1,
         pool: ChunkPool | None = None,
     ) -> None:
-        if seed is not None and crops < world:
-            raise ConfigError(
-                [f"trainer.devices: must not exceed the number of training crops, {crops} (found {world})"]
-            )
         self.crops, self.batch_size, self.seed, self.rank, self.world = crops, batch_size, seed, rank, world
         self.pool = pool
         self.epoch = 0

@@ -120,8 +120,18 @@ class CropDataModule(pl.LightningDataModule):
 
     def _loader(self, plan: CropPlan, parts: NDArray[np.int8] | None, seed: int | None) -> CropLoader:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        self._check_processes(world)
         crops = CropBatches(self.features, plan, parts, mixed=seed is not None, batch_size=self.batch_size)
         return CropLoader(crops, BatchOrder(len(plan), self.batch_size, seed, rank, world, crops.pool))
+
+    def _check_processes(self, world: int) -> None:
+        """All must have crops of each part: for the scores of one that has none the others would wait for ever."""
+        plans = {"training": self.plans.train, "validation": self.plans.validation, "test": self.plans.test}
+        for part, plan in plans.items():
+            if plan is not None and len(plan) < world > 1:
+                raise ConfigError(
+                    [f"trainer.devices: must not exceed the number of {part} crops, {len(plan)} (found {world})"]
+                )
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Random numbers of a training batch (turns, dropout) depend on (seed, epoch, batch) only.
