@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage, stats
@@ -348,6 +348,7 @@ def test_a_smoothed_prediction_is_worse_beyond_doubt() -> None:
 @settings(max_examples=20)
 def test_equal_maps_do_not_differ_and_exchanged_ones_change_sign(seed: int, score: str) -> None:
     target, a, b = maps(seed, 4)
+    assume(math.isfinite(structure_of(a, target).finish()[score]))  # two that resolve nothing: see below
     parts_a, parts_b = tiles(a, target), tiles(b, target)
     same = paired_structure(parts_a, dict(reversed(parts_a.items())), score, number=50)
     there, back = (paired_structure(*pair, score, number=50) for pair in ((parts_a, parts_b), (parts_b, parts_a)))
