@@ -91,6 +91,10 @@ TOGETHER = {  # files that start scripts share the server that forks them, other
 
 WEATHER = {"Rainf_f_tavg": 1e-5, "SWdown_f_tavg": 300.0, "Tair_f_tavg": 295.0}
 
+# As in a terminal, also where a shell has started the tests in the background: it has such processes ignore Ctrl-C,
+# and theirs too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # The first example of a test may compile a numba kernel or import torch, so that no deadline holds.
 settings.register_profile("sifscale", deadline=None, max_examples=int(os.environ.get("SIFSCALE_TEST_EXAMPLES", "25")))
 settings.load_profile("sifscale")
