@@ -171,8 +171,11 @@ def inference(setting: Setting) -> Iterator[Row]:
 
 
 def waiting(setting: Setting) -> Iterator[Row]:
-    """The share of a training that waits for data, on the largest simulated window, whose cube must be there."""
-    words = [f"window={LARGEST}", *NETWORK, "crop.number=16", "trainer.epochs=1"]
+    """The share of a training that waits for data, on the largest simulated window, whose cube must be there.
+
+    Of two epochs: the first batch, for which code is loaded and the pool is filled, would be most of a shorter run.
+    """
+    words = [f"window={LARGEST}", *NETWORK]
     there = _has_cube([*words, f"paths.data={setting.data}"])
     for limit_mb in LIMITS_MB:
         case = f"{LARGEST}, fine level, feature cubes up to {limit_mb:,} MB in memory"
