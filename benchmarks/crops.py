@@ -78,7 +78,10 @@ def rows(setting: Setting) -> Iterator[Row]:
     features, ours = memory.features, epoch(memory)
     about = f"{CHANNELS} x {CROP_PX} x {CROP_PX}, batches of {BATCH}"
     checked = replace(ours, agrees=is_equal(memory, features), note="the cube's pixels")
-    yield from compare("crops", f"{about}, in memory", "crops/s", checked, *memory_peers(features, setting))
+    held = features.predictors[0, :, :CROP_PX, : CROP_PX * BATCH].copy()  # as many numbers as a batch of predictors
+    copy = Way("copy of the predictors", held.copy, held.shape[-1] / CROP_PX)
+    peers = memory_peers(features, (4 if setting.quick else 40) * BATCH)
+    yield from compare("crops", f"{about}, in memory", "crops/s", checked, peers, setting, copy)
     bars = {16: BARS[16]} if setting.quick else BARS
     others = from_disk(path, features, BATCH if setting.quick else 2 * BATCH, limit_mb)
     for per_chunk, bar in bars.items():
@@ -93,18 +96,17 @@ def rows(setting: Setting) -> Iterator[Row]:
         yield Row("crops", case, added, "MB", at_most=limit_mb, peak_mb=peak, note="beside what the process had before")
 
 
-def memory_peers(features: FeatureCube, setting: Setting) -> tuple[list[Way], Setting, Way]:
-    """What `compare` wants beside ours: peers, the setting and a limit.
+def memory_peers(features: FeatureCube, crops: int) -> list[Way]:
+    """So many slices, stacked.
 
     Who loads a cube with xarray has it channel by channel. Slices of our own layout have longer rows, from which
     np.stack gains too, as it keeps the order in memory: what remains between us is the way of copying.
     """
-    held = features.predictors[0, :, :CROP_PX, : CROP_PX * BATCH].copy()  # as many numbers as a batch of predictors
-    copy = Way("copy of the predictors", held.copy, held.shape[-1] / CROP_PX)
-    stacked = (4 if setting.quick else 40) * BATCH
-    plain, alike = (batches(from_memory(copied(features, of)), features.shape[0], stacked) for of in ("C", "K"))
-    stack = Way("np.stack of slices", plain, stacked, MEMORY_BAR)
-    return [stack, Way("np.stack of slices of our layout", alike, stacked)], setting, copy
+    plain, alike = (batches(from_memory(copied(features, of)), features.shape[0], crops) for of in ("C", "K"))
+    return [
+        Way("np.stack of slices", plain, crops, MEMORY_BAR),
+        Way("np.stack of slices of our layout", alike, crops),
+    ]
 
 
 def added_mb(path: Path, limit_mb: int, per_chunk: int) -> float:

@@ -182,10 +182,11 @@ def _layout(features: FeatureCube, size: int, mixed: bool, batch_size: int) -> t
     Enough is SLOTS for crops in a mixed order, and else a row of windows, so that each is read once.
     """
     shape = features.coarse.shape[1:]
-    fields = [field for field in _read_fields(features).values() if isinstance(field, zarr.Array)]
-    bytes_per_px: float = sum(field.nbytes for field in fields) / features.coarse.size
-    as_read: float = sum(getattr(features, name).nbytes for name in _read_fields(features)) / features.coarse.size
-    beside = BESIDE_MB * 1e6 + BATCHES * batch_size * size**2 * (as_read + 1)  # one byte: what is scored
+    fields = _read_fields(features)
+    stored = sum(field.nbytes for field in fields.values() if isinstance(field, zarr.Array))
+    bytes_per_px: float = stored / features.coarse.size
+    in_batch: float = sum(getattr(features, name).nbytes for name in fields) / features.coarse.size
+    beside = BESIDE_MB * 1e6 + BATCHES * batch_size * size**2 * (in_batch + 1)  # one byte: what is scored
     limit, chunk = features.memory_limit_mb * 1e6 - beside, features.coarse.chunks[1:]
 
     def bytes_of(chunks: int) -> float:

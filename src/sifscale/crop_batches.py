@@ -44,9 +44,9 @@ class CropBatches(Dataset[Batch]):
         mixed: bool = False,
         batch_size: int = 1,
     ) -> None:
-        pool = ChunkPool(features, plan, mixed=mixed, batch_size=batch_size) if on_disk(features) else None
-        self.pool = pool
-        self.features = features if self.pool else _in_rows(features)
+        stays = on_disk(features)
+        self.pool = ChunkPool(features, plan, mixed=mixed, batch_size=batch_size) if stays else None
+        self.features = features if stays else _in_rows(features)
         self.plan, self.parts, self.part = plan, parts, part
         self._memory: defaultdict[str, Buffers] = defaultdict(Buffers)
 

@@ -23,7 +23,7 @@ from sifscale.models import parameter_count
 from sifscale.models.regression import Fitted
 from sifscale.pace import FirstStep, Pace
 from sifscale.precision import computed_in, computed_in_words
-from sifscale.resuming import of_main_process
+from sifscale.resuming import checkpoint_folder
 from sifscale.splits import TRAIN, VALIDATION
 from sifscale.start import Start
 from sifscale.task import DownscalingTask
@@ -92,7 +92,7 @@ def fit(
     # without fine truth the choice of the epoch must not see it either
     pixels_or_cells = "val/cells_rmse" if run.evaluation.cell_px else "val/rmse"
     chosen_by = "val/loss" if run.trainer.loss in WITHOUT_TRUTH else pixels_or_cells
-    checkpoints = of_main_process(folder) / "checkpoints"
+    checkpoints = checkpoint_folder(folder)
     keep = pl.callbacks.ModelCheckpoint(
         checkpoints,
         filename="best",
@@ -151,7 +151,7 @@ def _fit_in_one_step(
     run: RunConfig, task: DownscalingTask, data: CropDataModule, folder: Path, tracker: RunLog
 ) -> dict[str, float]:
     """What a baseline learns, if anything; then validation scores and a checkpoint, as a network has them."""
-    best = of_main_process(folder) / "checkpoints" / "best.ckpt"
+    best = checkpoint_folder(folder) / "best.ckpt"
     if run.resume and best.exists():
         state = torch.load(best, weights_only=True, map_location="cpu")
         task.load_state_dict(state["state_dict"])

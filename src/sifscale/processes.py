@@ -48,26 +48,24 @@ def uninterrupted() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    both = signal.SIGINT, signal.SIGTERM
+    handlers = {number: handler for number in both if callable(handler := signal.getsignal(number))}
     waiting: list[int] = []
 
     def later(number: int, frame: FrameType | None) -> None:
-        handler = handlers[signal.Signals(number)]
-        if waiting and callable(handler):
+        if waiting:
             waiting.clear()
-            handler(number, frame)
+            handlers[signal.Signals(number)](number, frame)
         else:
             waiting.append(number)
 
     try:
-        for number, handler in handlers.items():
-            if callable(handler):
-                signal.signal(number, later)
+        for number in handlers:
+            signal.signal(number, later)
         yield
     finally:
         for number, handler in handlers.items():
-            if callable(handler):
-                signal.signal(number, handler)
+            signal.signal(number, handler)
         for arrived in waiting:
             signal.raise_signal(arrived)
 

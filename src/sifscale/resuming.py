@@ -27,11 +27,11 @@ def _own_folder() -> str:
     return f".process_{process_rank()}"
 
 
-def of_main_process(folder: Path) -> Path:
-    """What the main process has for this folder in `run_folder` or below it: there alone are checkpoints."""
-    if is_main_process():
-        return folder
-    return Path(*(part for part in folder.parts if part != _own_folder()))
+def checkpoint_folder(folder: Path) -> Path:
+    """Where checkpoints of a run with this folder, `run_folder` or below it, are: only the main process writes them."""
+    if not is_main_process():
+        folder = Path(*(part for part in folder.parts if part != _own_folder()))
+    return folder / "checkpoints"
 
 
 def _check_resumable(run: RunConfig, folder: Path) -> None:

@@ -32,7 +32,7 @@ from sifscale.machine import set_up
 from sifscale.models.persistence import with_other_composite
 from sifscale.models.ratio import with_footprint_ratio, with_footprint_sif
 from sifscale.precision import computed_in
-from sifscale.resuming import resumed_run_id
+from sifscale.resuming import checkpoint_folder, resumed_run_id
 from sifscale.run_record import log_choices, log_correlation, opening_tags, run_name
 from sifscale.served_model import log_model
 from sifscale.splits import TEST, make_split, padded
@@ -197,7 +197,7 @@ def keep_model(run: RunConfig, tracker: RunLog, folder: Path, task: DownscalingT
     if run.tracking.log_model and is_main_process():
         crops = CropBatches(data.features, data.plans.test, data.plans.parts)
         precision = computed_in(run.trainer.precision, run.trainer.accelerator)
-        log_model(tracker, folder / "checkpoints" / "best.ckpt", task.spec, precision, crops[[0]])
+        log_model(tracker, checkpoint_folder(folder) / "best.ckpt", task.spec, precision, crops[[0]])
 
 
 def judge(run: RunConfig, findings: list[Finding]) -> None:
