@@ -38,6 +38,7 @@ ROOMS = (
     "lbp",
     "lbp_torch",
     "land_cover",
+    "texture",
     "features",
     "selection",
     "crop_kernels",

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sifscale.config import LegacyFeatures
-from sifscale.features import Channel, FeatureCube, without_steps
+from sifscale.features import Channel, FeatureCube
 from sifscale.legacy import extend, minmax, notebook_lbp
+from sifscale.texture import without_steps
 
 SHAPE = (2, 8, 9)
 
@@ -168,6 +169,13 @@ def test_minmax_everything_scales_all_channels_but_codes() -> None:
     for i in (0, 1, 3):
         np.testing.assert_array_equal(scaled[:, i], minmax(plain[:, i]))
     np.testing.assert_array_equal(scaled[:, 2], plain[:, 2])
+
+
+def test_minmax_everything_looks_at_whole_layers_of_tiled_predictors() -> None:
+    cube = lazy_cube()
+    tiled = replace(cube, predictors=cube.predictors.rechunk({2: 3, 3: 4}))
+    scaled = [extend(one, options(minmax_everything=True)).predictors.compute() for one in (cube, tiled)]
+    np.testing.assert_array_equal(scaled[1], scaled[0])
 
 
 @pytest.mark.parametrize("pad", [0, 2])

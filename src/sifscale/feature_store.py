@@ -20,6 +20,7 @@ from sifscale.config import digest
 from sifscale.crop_kernels import MISSING
 from sifscale.features import Channel, FeatureCube
 from sifscale.quantised import Quantised, quantised
+from sifscale.texture import TILE_PX
 from sifscale.whole import remove_leftovers, temporary
 
 log = logging.getLogger(__name__)
@@ -46,12 +47,7 @@ def materialise(
     path = folder / f"features_{digest(FEATURES_VERSION, *key, *code)}.zarr"
     if path.exists():
         return path
-    chunks = (
-        1,
-        len(features.channels),
-        min(256, features.coarse.shape[1]),
-        min(256, features.coarse.shape[2]),
-    )
+    chunks = (1, len(features.channels), *(min(TILE_PX, size) for size in features.coarse.shape[1:]))
     flat = (chunks[0], *chunks[2:])
     dims = ("sample", "y", "x")
     fields = FIELDS if features.cover is None else (*FIELDS, "cover")
@@ -125,11 +121,12 @@ def open_features(path: Path, memory_limit_mb: int) -> FeatureCube:
 
 
 def _in_memory(array: Any) -> NDArray[Any]:
-    """The whole array; predictors sample by sample, so that all channels of a pixel lie side by side."""
+    """The whole array; predictors by rows of chunks, so that all channels of a pixel lie side by side."""
     if len(array.shape) != 4:
         return np.asarray(array[:])
     samples, channels, y, x = array.shape
     whole = np.empty((samples, y, x, channels), array.dtype)
-    for sample in range(samples):
-        whole[sample] = np.moveaxis(array[sample], 0, -1)
+    for sample, top in np.ndindex(samples, -(-y // TILE_PX)):
+        rows = slice(top * TILE_PX, (top + 1) * TILE_PX)
+        whole[sample, rows] = np.moveaxis(array[sample, :, rows], 0, -1)
     return np.moveaxis(whole, -1, 1)

@@ -16,9 +16,8 @@ import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy import ndimage
 
-from sifscale import grid, lbp
+from sifscale import grid, lbp, texture
 from sifscale.config import Coarse, ConfigError, Cover, Features, LbpFeature, LocalStats
 from sifscale.cube import Cube
 from sifscale.footprint_weights import FOOTPRINT_WEIGHTS
@@ -131,17 +130,18 @@ def build(
 
 
 def make_predictors(
-    bands: xr.Dataset, features: Features, coarse: Coarse, target: str
+    bands: xr.Dataset, features: Features, coarse: Coarse, target: str, *, origin_px: tuple[int, int] = (0, 0)
 ) -> tuple[tuple[Channel, ...], da.Array]:
     """Channels and lazy predictors (sample, channel, y, x) from bands on the grid of the target, not padded.
 
-    ``bands`` may hold the coarse field as `OBSERVED`; otherwise it is made of ``target``.
+    ``bands`` may hold the coarse field as `OBSERVED`; otherwise it is made of ``target``. origin_px: where they begin
+    in the whole field (y, x), which the last bits of LBP depend on.
     """
     parts: list[tuple[list[Channel], da.Array]] = []
     for name in features.bands:
         parts.append(([Channel(name, True)], _band(bands, name, coarse=coarse, target=target)[:, None]))
     for pattern in features.lbp:
-        parts.append(_lbp(_textured(bands, pattern.source, coarse, target), pattern))
+        parts.append(_lbp(_textured(bands, pattern.source, coarse, target), pattern, origin_px))
     if features.local_stats:
         for name in features.local_stats.bands:
             parts.append(_local_stats(_textured(bands, name, coarse, target), name, features.local_stats))
@@ -294,13 +294,8 @@ def _coarsen(field: da.Array, coarse: Coarse) -> da.Array:
 def _textured(native: xr.Dataset, name: str, coarse: Coarse, target: str) -> da.Array:
     """A band as texture is looked for in it; the coarse field without its steps."""
     if name == "coarse":
-        return without_steps(_coarse(native, coarse, target), coarse.block_px)
+        return texture.without_steps(_coarse(native, coarse, target), coarse.block_px)
     return _band(native, name, coarse=coarse, target=target)
-
-
-def without_steps(coarse: da.Array, block_px: int) -> da.Array:
-    """Coarse field, linear between the centres of its blocks: texture means nothing on steps."""
-    return coarse.map_blocks(_between_centres, factor=block_px, dtype=np.float32) if block_px > 1 else coarse
 
 
 def _block_mean_on_grid(field: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
@@ -312,47 +307,15 @@ def _filled_block_mean(field: NDArray[np.float32], factor: int) -> NDArray[np.fl
     return grid.block_repeat(means, factor, *field.shape[-2:])
 
 
-def _between_centres(field: NDArray[np.float32], factor: int) -> NDArray[np.float32]:
-    blocks = field[..., ::factor, ::factor]
-    zoom = (1,) * (field.ndim - 2) + (factor, factor)
-    fine = ndimage.zoom(blocks, zoom, order=1, mode="nearest", grid_mode=True)
-    return np.asarray(fine[..., : field.shape[-2], : field.shape[-1]], dtype=np.float32)
-
-
-def _lbp(source: da.Array, pattern: LbpFeature) -> tuple[list[Channel], da.Array]:
+def _lbp(source: da.Array, pattern: LbpFeature, origin_px: tuple[int, int]) -> tuple[list[Channel], da.Array]:
     names = lbp.channel_names(pattern.points, pattern.radius, pattern.method, pattern.encoding)
     channels = [Channel(f"{name}({pattern.source})", pattern.encoding == "raw") for name in names]
-    make = partial(_lbp_block, pattern=pattern)
-    array = source.map_blocks(make, dtype=np.float32, new_axis=1, chunks=_channel_chunks(source, len(names)))
-    return channels, array
-
-
-def _lbp_block(field: NDArray[np.float32], pattern: LbpFeature) -> NDArray[np.float32]:
-    codes, valid = lbp.codes(field, pattern.points, pattern.radius, pattern.method)
-    return lbp.encode(codes, valid, pattern.points, pattern.method, pattern.encoding)
+    return channels, texture.lbp_planes(source, pattern, origin_px)
 
 
 def _local_stats(source: da.Array, name: str, stats: LocalStats) -> tuple[list[Channel], da.Array]:
-    channels = [Channel(f"{kind}{stats.window_px}({name})", True) for kind in ("mean", "sd", "laplacian")]
-    make = partial(_local_stats_block, size=stats.window_px)
-    return channels, source.map_blocks(make, dtype=np.float32, new_axis=1, chunks=_channel_chunks(source, 3))
-
-
-def _local_stats_block(field: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    wide = field.astype(np.float64)
-    mean = grid.moving_mean(wide, size)
-    square = grid.moving_mean(wide * wide, size)
-    spread = np.sqrt(np.maximum(square - mean * mean, 0))
-    # Five-point Laplacian; NaN neighbours give NaN, as with LBP.
-    laplacian = np.full_like(wide, np.nan)
-    inner = wide[..., 1:-1, 1:-1]
-    around = wide[..., :-2, 1:-1] + wide[..., 2:, 1:-1] + wide[..., 1:-1, :-2] + wide[..., 1:-1, 2:]
-    laplacian[..., 1:-1, 1:-1] = around - 4 * inner
-    return np.stack([mean, spread, laplacian], axis=-3).astype(np.float32)
-
-
-def _channel_chunks(source: da.Array, channels: int) -> tuple[tuple[int, ...], ...]:
-    return (source.chunks[0], (channels,), source.chunks[1], source.chunks[2])
+    channels = [Channel(f"{kind}{stats.window_px}({name})", True) for kind in texture.LOCAL_STATS]
+    return channels, texture.local_stats(source, stats.window_px)
 
 
 def _pad(field: da.Array, factor: int, fill: Any = np.nan) -> da.Array:
@@ -361,5 +324,6 @@ def _pad(field: da.Array, factor: int, fill: Any = np.nan) -> da.Array:
         return field
     width = [(0, 0)] * (field.ndim - 2) + [(0, lower), (0, right)]
     wide = da.pad(field, width, mode="edge") if fill == "edge" else da.pad(field, width, constant_values=fill)
-    # Dask leaves the padding as chunks of its own; what comes next looks at whole samples.
-    return wide.rechunk({wide.ndim - 2: -1, wide.ndim - 1: -1})
+    # Dask leaves the padding as chunks of its own; what comes next looks at whole samples, or at tiles.
+    size = texture.TILE_PX if max(field.numblocks[-2:]) > 1 else -1
+    return wide.rechunk({wide.ndim - 2: size, wide.ndim - 1: size})

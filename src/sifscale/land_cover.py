@@ -51,6 +51,11 @@ def _largest(shares: NDArray[np.floating]) -> NDArray[np.int8]:
 def _majority(field: NDArray[np.floating], factor: int, classes: int) -> NDArray[np.int8]:
     samples, height, width = field.shape
     inner = (samples, height // factor, factor, width // factor, factor)
-    # Class by class: a count needs no sorting, and there are few classes.
-    counts = np.stack([(field == number).reshape(inner).sum(axis=(2, 4)) for number in range(classes)])
-    return np.where(counts.max(axis=0) > 0, counts.argmax(axis=0), UNKNOWN).astype(np.int8)
+    cover = np.full((samples, height // factor, width // factor), UNKNOWN, np.int8)
+    most = np.zeros(cover.shape, np.int32)
+    # Class by class: a count needs no sorting, and no counts but the largest are kept.
+    for number in range(classes):
+        count = (field == number).reshape(inner).sum(axis=(2, 4), dtype=np.int32)
+        cover[count > most] = number
+        np.maximum(count, most, out=most)
+    return cover

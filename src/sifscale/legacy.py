@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sifscale.config import LegacyFeatures
-from sifscale.features import Channel, FeatureCube, without_steps
+from sifscale.features import Channel, FeatureCube
+from sifscale.texture import without_steps
 
 LayerMap: TypeAlias = Callable[[da.Array], da.Array]
 
@@ -100,4 +101,4 @@ def _unchanged(array: da.Array) -> da.Array:
 
 
 def _map(function: Callable[[NDArray[np.float32]], NDArray[np.float32]], array: da.Array) -> da.Array:
-    return array.map_blocks(function, dtype=np.float32)
+    return array.rechunk({-2: -1, -1: -1}).map_blocks(function, dtype=np.float32)

@@ -134,7 +134,8 @@ class FieldSource:
         if self.fine:  # what averages of SIF among the predictors are made of
             known = np.where(observed, cells, np.float32(np.nan))
             cut = cut.assign({self.target: (("sample", "y", "x"), known[self._at(wide, within)][None])})
-        made, lazy = make_predictors(cut, self.features, self.coarse, self.target)
+        origin_px = wide[0].start, wide[1].start
+        made, lazy = make_predictors(cut, self.features, self.coarse, self.target, origin_px=origin_px)
         names = [channel.name for channel in made]
         y, x = (slice(i.start - w.start, i.stop - w.start) for i, w in zip(inside, wide, strict=True))
         # one thread: that of the network, which works meanwhile, has the others
