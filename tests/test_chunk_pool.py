@@ -186,6 +186,17 @@ def test_the_pool_holds_no_more_windows_than_its_slots_and_those_ahead(store: Pa
     assert not pool._held, "an epoch that has ended keeps nothing"
 
 
+def test_windows_of_the_next_batch_are_read_while_a_batch_is_in_use(store: Path) -> None:
+    crops = module(on_disk(store), make_plan(400, 64, 1), batch_size=40).train_dataloader()
+    order, pool = list(crops.sampler), crops.crops.pool
+    assert pool is not None
+    needed = [set(pool.home[batch].tolist()) for batch in order[1:]] + [set()]
+    fits = [len(windows) <= pool.slots + AHEAD for windows in needed]
+    read = [pool._held.keys() >= windows for _, windows in zip(crops, needed, strict=True)]
+    assert sum(fits) > 5 and len(set.union(*needed)) > pool.slots + AHEAD
+    assert read == fits
+
+
 def test_epochs_differ_and_repeat_exactly(store: Path) -> None:
     plan, found = make_plan(60, 64, 2), []
     for epoch in (0, 1, 0):

@@ -73,10 +73,10 @@ class ChunkPool:
         self._place = np.zeros(len(self.plan), np.intp)
         self._place[order] = np.arange(len(order))
 
-    def prepare(self, number: int) -> None:
-        """Start reading what this crop and those after it need, and forget what was needed only before it."""
+    def prepare(self, place: int) -> None:
+        """Start reading what the crop at this place of the order and those after it need, and forget all else."""
         held = self.slots + AHEAD if self.slots else 0
-        wanted = self._turns[self._last >= self._place[number]][:held].tolist()
+        wanted = self._turns[self._last >= place][:held].tolist()
         for window in self._held.keys() - set(wanted):
             self._held.pop(window).cancel()
         for window in wanted:
@@ -87,14 +87,15 @@ class ChunkPool:
     def crops(self, numbers: list[int]) -> Iterator[tuple[FeatureCube, Integers, Integers]]:
         """Cubes in memory that hold these crops, each to be read before the next is asked for.
 
-        With each, which of ``numbers`` it holds, (n,), and their sample, y0 and x0 in it, (n, 3).
+        With each, which of ``numbers`` it holds, (n,), and their sample, y0 and x0 in it, (n, 3). What comes next in
+        the order is read from then on, while the crops are being used.
         """
-        self.prepare(numbers[0])
+        self.prepare(self._place[numbers[0]])
         home, corner = self.home[numbers], self.plan.table[numbers, :3].astype(np.intp)
         for window in dict.fromkeys(home.tolist()):
             place = np.flatnonzero(home == window)
             if window not in self._held:
-                self.prepare(numbers[place[0]])
+                self.prepare(self._place[numbers[place[0]]])
             if window in self._held:
                 yield self._held[window].result(), place, corner[place] - self.boxes[window, :3]
                 continue
@@ -102,6 +103,7 @@ class ChunkPool:
                 sample, y, x = corner[one].tolist()
                 read = self._read(sample, y, x, y + self.plan.size, x + self.plan.size)
                 yield read, np.array([one]), np.zeros((1, 3), np.intp)
+        self.prepare(self._place[numbers].max() + 1)
 
     def release(self) -> None:
         """Give the memory back, until a crop is asked for."""
