@@ -11,6 +11,7 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import xarray as xr
@@ -448,6 +449,28 @@ def test_correlations_are_those_of_numpy_over_the_given_pixels() -> None:
     at = inside & cube.valid
     assert matrix[3, 0] == pytest.approx(np.corrcoef(coarse[at], predictors[:, 3][at])[0, 1])
     assert np.isnan(matrix[2]).all()
+
+
+@given(seed=st.integers(0, 999), mean=st.sampled_from([0.0, 300.0]), gaps=st.sampled_from([0.0, 0.3, 0.9]))
+def test_correlations_are_those_of_pandas(seed: int, mean: float, gaps: float) -> None:
+    rng = np.random.default_rng(seed)
+    predictors = rng.normal(mean, 0.5, (3, 3, 7, 5)).astype(np.float32)
+    predictors[:, 1] += predictors[:, 0] - np.float32(mean)
+    predictors[rng.random(predictors.shape) < gaps] = np.nan
+    coarse = rng.normal(1, 0.3, (3, 7, 5)).astype(np.float32)
+    _, matrix = selection.correlations(in_memory(predictors, coarse, [True] * 3), np.ones(coarse.shape, bool))
+    columns = np.stack([coarse, *predictors.swapaxes(0, 1)]).reshape(4, -1).T.astype(np.float64)
+    expected = pd.DataFrame(columns).corr(min_periods=3).to_numpy()  # r of two pixels is 1 or -1 by their rounding
+    known = np.isfinite(expected)
+    np.testing.assert_allclose(matrix[known], expected[known], atol=1e-7)
+
+
+def test_pixels_added_in_parts_are_those_added_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    predictors = np.random.default_rng(1).random((2, 2, 9, 9), dtype=np.float32)
+    cube, everywhere = in_memory(predictors, predictors[:, 1], [True, True]), np.ones((2, 9, 9), bool)
+    _, at_once = selection.correlations(cube, everywhere)
+    monkeypatch.setattr(selection, "PIXELS", 7)
+    np.testing.assert_allclose(selection.correlations(cube, everywhere)[1], at_once, rtol=1e-12)
 
 
 def test_a_band_without_values_leaves_the_others_correlated() -> None:

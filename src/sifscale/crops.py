@@ -45,12 +45,15 @@ class CropPlan:
 
     def covered(self, shape: tuple[int, int, int]) -> Mask:
         """Pixels (sample, y, x) that lie in any crop, halo included."""
-        edges = np.zeros((shape[0], shape[1] + 1, shape[2] + 1), dtype=np.int32)
-        sample, y0, x0 = self.table[:, :3].T
-        y1, x1 = y0 + self.size, x0 + self.size
-        for y, x, sign in ((y0, x0, 1), (y1, x0, -1), (y0, x1, -1), (y1, x1, 1)):
-            np.add.at(edges, (sample, y, x), sign)
-        return edges.cumsum(axis=1).cumsum(axis=2)[:, :-1, :-1] > 0
+        inside = np.zeros(shape, dtype=bool)
+        for sample in np.unique(self.table[:, 0]):
+            edges = np.zeros((shape[1] + 1, shape[2] + 1), dtype=np.int32)
+            y0, x0 = self.table[self.table[:, 0] == sample, 1:3].T
+            y1, x1 = y0 + self.size, x0 + self.size
+            for y, x, sign in ((y0, x0, 1), (y1, x0, -1), (y0, x1, -1), (y1, x1, 1)):
+                np.add.at(edges, (y, x), sign)
+            inside[sample] = edges.cumsum(axis=0).cumsum(axis=1)[:-1, :-1] > 0
+        return inside
 
     def save(self, path: Path) -> None:
         """Write the plan as CSV, one crop a line."""
@@ -69,15 +72,19 @@ class Plans:
     parts: NDArray[np.int8] | None  # None: crops were split, not pixels (legacy)
 
 
-def window_sums(mask: Mask, size: int) -> NDArray[np.int32]:
-    """How many pixels of a mask (sample, Y, X) are True in each size x size window.
+def window_sums(mask: Mask, size: int, step: int) -> NDArray[np.int32]:
+    """How many pixels of a mask (sample, Y, X) are True in each size x size window, one every ``step`` px.
 
-    Shape (sample, Y - size + 1, X - size + 1): a window stands at its upper-left pixel.
+    Shape (sample, rows, columns): a window stands at its upper-left pixel, the first one at that of the field.
     """
-    total = np.zeros((mask.shape[0], mask.shape[1] + 1, mask.shape[2] + 1), dtype=np.int32)
-    total[:, 1:, 1:] = mask.cumsum(axis=1, dtype=np.int32).cumsum(axis=2, dtype=np.int32)
-    upper, lower = total[:, :-size], total[:, size:]
-    return lower[..., size:] - upper[..., size:] - lower[..., :-size] + upper[..., :-size]
+    samples, height, width = mask.shape
+    places = samples, len(range(0, height - size + 1, step)), len(range(0, width - size + 1, step))
+    sums, total = np.empty(places, np.int32), np.zeros((height + 1, width + 1), np.int32)
+    for layer, found in zip(mask, sums, strict=True):
+        layer.cumsum(axis=0, dtype=np.int32).cumsum(axis=1, out=total[1:, 1:])
+        upper, lower = total[:-size:step], total[size::step]
+        found[...] = lower[:, size::step] - upper[:, size::step] - lower[:, :-size:step] + upper[:, :-size:step]
+    return sums
 
 
 def training_crops(
@@ -89,12 +96,10 @@ def training_crops(
     ``stride`` px. ConfigError where none fits.
     """
     _check_size(crop.size, inside.shape)
-    fits = window_sums(inside, crop.size) == crop.size**2
-    fraction = window_sums(valid, crop.size) / crop.size**2
     step = crop.stride if isinstance(crop, SlidingCrop) else block_px
-    allowed = np.zeros_like(fits)
-    allowed[:, ::step, ::step] = (fits & (fraction >= crop.min_valid))[:, ::step, ::step]
-    found = np.argwhere(allowed)
+    fits = window_sums(inside, crop.size, step) == crop.size**2
+    fraction = window_sums(valid, crop.size, step) / crop.size**2
+    found = np.argwhere(fits & (fraction >= crop.min_valid))
     if isinstance(crop, RandomCrop):
         rng = np.random.default_rng(seed)
         drawn = []
@@ -110,7 +115,7 @@ def training_crops(
                 f"larger blocks or a smaller guard (found {crop.size})"
             ]
         )
-    return _plan(found, fraction[tuple(found.T)], crop.size)
+    return _plan(found * (1, step, step), fraction[tuple(found.T)], crop.size)
 
 
 def validation_crops(crop: RandomCrop | SlidingCrop, inside: Mask, valid: Mask, block_px: int) -> CropPlan:
@@ -145,7 +150,8 @@ def covering_crops(part: Mask, valid: Mask, size: int, block_px: int) -> CropPla
             samples = np.flatnonzero(part[:, y:y1, x:x1].any(axis=(1, 2)))
             found += [(int(sample), y0, x0, y, x, y1, x1) for sample in samples]
     table = np.array(sorted(found), dtype=np.int32).reshape(-1, len(COLUMNS))
-    fraction = window_sums(valid, size)[tuple(table[:, :3].T)] / size**2
+    places = table[:, :3] // (1, block_px, block_px)
+    fraction = window_sums(valid, size, block_px)[tuple(places.T)] / size**2
     return CropPlan(table, fraction.astype(np.float32), size)
 
 
@@ -159,14 +165,14 @@ def legacy_crops(
     """
     _check_size(crop.size, valid.shape)
     rng = np.random.default_rng(seed)
-    fraction = window_sums(valid, crop.size) / crop.size**2
     step = crop.stride if isinstance(crop, SlidingCrop) else block_px
-    found = np.argwhere(np.ones_like(fraction[:, ::step, ::step], dtype=bool)) * (1, step, step)
+    fraction = window_sums(valid, crop.size, step) / crop.size**2
+    found = np.argwhere(np.ones(fraction.shape, dtype=bool))
     if isinstance(crop, RandomCrop):
         places = len(found) // valid.shape[0]  # as many in each sample
         drawn = rng.integers(0, places, size=(valid.shape[0], crop.number))
         found = found[(drawn + np.arange(valid.shape[0])[:, None] * places).ravel()]
-    plan = _plan(found, fraction[tuple(found.T)], crop.size)
+    plan = _plan(found * (1, step, step), fraction[tuple(found.T)], crop.size)
     # Rounded first: 0.1 * 30 is 3.0000000000000004, of which the ceiling is 4.
     test = math.ceil(round(split.test_share * len(plan), 6))
     if not 0 < test < len(plan):

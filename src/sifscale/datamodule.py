@@ -39,24 +39,12 @@ def fit_scaler(features: FeatureCube, inside: NDArray[np.bool_], method: str) ->
     zscore: mean and standard deviation; minmax: minimum and range; none: everything as it is. A channel that
     is constant there is only shifted.
     """
-    target = _offset_scale(np.asarray(features.target)[inside], method)
-    pairs = []
-    for i, channel in enumerate(features.channels):
-        if channel.scaled and method != "none":
-            pairs.append(_offset_scale(np.asarray(features.predictors[:, i])[inside], method))
-        else:
-            pairs.append((0.0, 1.0))
-    return Scaler(tuple(o for o, _ in pairs), tuple(s for _, s in pairs), *target)
-
-
-def _offset_scale(values: NDArray[np.float32], method: str) -> tuple[float, float]:
-    known = values[np.isfinite(values)].astype(np.float64)
-    if method == "none" or not len(known):
-        return 0.0, 1.0
-    if np.ptp(known) == 0:  # asked first: rounding makes the standard deviation of a constant positive
-        return float(known[0]), 1.0
-    offset, scale = (known.mean(), known.std()) if method == "zscore" else (known.min(), np.ptp(known))
-    return float(offset), float(scale)
+    *found, target = _moments(features, inside)
+    pairs = [
+        moments.offset_scale(method) if channel.scaled else (0.0, 1.0)
+        for channel, moments in zip(features.channels, found, strict=True)
+    ]
+    return Scaler(tuple(o for o, _ in pairs), tuple(s for _, s in pairs), *target.offset_scale(method))
 
 
 def channel_ranges(features: FeatureCube, inside: NDArray[np.bool_]) -> tuple[tuple[float, float], ...]:
@@ -64,12 +52,52 @@ def channel_ranges(features: FeatureCube, inside: NDArray[np.bool_]) -> tuple[tu
 
     A channel without any value there has the empty range (inf, -inf).
     """
-    ranges = []
-    for i, channel in enumerate(features.channels):
-        values = np.asarray(features.predictors[:, i])[inside] if channel.scaled else np.array([-np.inf, np.inf])
-        known = values[~np.isnan(values)]
-        ranges.append((float(known.min(initial=np.inf)), float(known.max(initial=-np.inf))))
-    return tuple(ranges)
+    found = _moments(features, inside)[:-1]
+    return tuple(
+        (moments.low, moments.high) if channel.scaled else (-np.inf, np.inf)
+        for channel, moments in zip(features.channels, found, strict=True)
+    )
+
+
+@dataclass
+class _Moments:
+    """Of values that come part by part: how many, their mean, squares about it, smallest and largest."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    low: float = np.inf
+    high: float = -np.inf
+
+    def add(self, values: NDArray[np.float32]) -> None:
+        """Further values; how parts are put together: Chan et al. 1983, doi:10.1080/00031305.1983.10483115."""
+        known = values[np.isfinite(values)].astype(np.float64)
+        if not len(known):
+            return
+        total, apart = self.count + len(known), known.mean() - self.mean
+        self.squares += float(((known - known.mean()) ** 2).sum() + apart**2 * self.count * len(known) / total)
+        self.mean += float(apart * len(known) / total)
+        self.count, self.low, self.high = total, min(self.low, float(known.min())), max(self.high, float(known.max()))
+
+    def offset_scale(self, method: str) -> tuple[float, float]:
+        """As in `Scaler`, by a method of `fit_scaler`."""
+        if method == "none" or not self.count:
+            return 0.0, 1.0
+        if self.low == self.high:  # asked first: rounding makes the standard deviation of a constant positive
+            return self.low, 1.0
+        if method == "zscore":
+            return self.mean, (self.squares / self.count) ** 0.5
+        return self.low, self.high - self.low
+
+
+def _moments(features: FeatureCube, inside: NDArray[np.bool_]) -> list[_Moments]:
+    """Of each channel and of the target over ``inside``, sample by sample: a cube on disk is read once."""
+    found = [_Moments() for _ in range(len(features.channels) + 1)]
+    for sample in np.flatnonzero(inside.any(axis=(1, 2))):
+        fields = *np.asarray(features.predictors[sample]), np.asarray(features.target[sample])
+        for moments, field in zip(found, fields, strict=True):
+            moments.add(field[inside[sample]])
+    return found
 
 
 def training_pixels(plans: Plans, features: FeatureCube, normalisation: Normalisation) -> NDArray[np.bool_]:

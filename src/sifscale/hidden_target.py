@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 
 from sifscale import grid
+from sifscale.crops import window_sums
 from sifscale.features import FeatureCube
 
 Mask = NDArray[np.bool_]
@@ -69,8 +70,8 @@ def derived_predictors(features: FeatureCube, observed: Mask, test: Mask) -> lis
     for part, where in (("", observed), (" in the test part", observed & test)):
         corners = _drawn(where, MAX_PIXELS) - (0, FILTER_PX // 2, FILTER_PX // 2)
         around = _cut(features, target, corners, FILTER_PX, REACH_PX)
-        share = grid.block_mean(grid.pad_to_multiple(where, LOCAL_WINDOW_PX).astype(np.float64), LOCAL_WINDOW_PX)
-        corners = _drawn(share >= 0.5, MAX_WINDOWS) * (1, LOCAL_WINDOW_PX, LOCAL_WINDOW_PX)
+        known = window_sums(grid.pad_to_multiple(where, LOCAL_WINDOW_PX), LOCAL_WINDOW_PX, LOCAL_WINDOW_PX)
+        corners = _drawn(known >= LOCAL_WINDOW_PX**2 / 2, MAX_WINDOWS) * (1, LOCAL_WINDOW_PX, LOCAL_WINDOW_PX)
         windows = _cut(features, target, corners, LOCAL_WINDOW_PX)
         for i, channel in enumerate(features.channels):
             name = f"'{channel.name}'"
@@ -187,7 +188,8 @@ def _cut(features: FeatureCube, target: Values, corners: Pixels, size: int, reac
     far = [np.empty((0, 1, (size + 2 * reach) ** 2), np.float32)]
     for sample in np.unique(corners[:, 0]):
         at, coarse = corners[corners[:, 0] == sample, 1:], features.coarse[sample][None]
-        near.append(_squares(np.vstack([features.predictors[sample], target[sample, None], coarse]), at, size))
+        fields = features.predictors[sample], target[sample, None], coarse
+        near.append(np.concatenate([_squares(some, at, size) for some in fields], axis=1))
         far.append(_squares(coarse, at - reach, size + 2 * reach))
     whole = np.concatenate(near)
     return _Squares(whole[:, :-2], whole[:, -2], whole[:, -1], np.concatenate(far)[:, 0])
@@ -195,10 +197,12 @@ def _cut(features: FeatureCube, target: Values, corners: Pixels, size: int, reac
 
 def _squares(fields: Values, corners: Pixels, size: int) -> Values:
     """Squares (n, k, size ** 2) of fields (k, y, x) at corners (n, 2), NaN beyond the border."""
-    wide = np.pad(fields, ((0, 0), (size, size), (size, size)), constant_values=np.nan)
-    y, x = corners.T + size
-    squares = np.lib.stride_tricks.sliding_window_view(wide, (size, size), axis=(1, 2))[:, y, x]
-    return squares.reshape(len(wide), len(y), size**2).swapaxes(0, 1)
+    height, width = fields.shape[1:]
+    y, x = (corner[:, None] + np.arange(size) for corner in corners.T)
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+    squares = fields[:, y.clip(0, height - 1)[:, :, None], x.clip(0, width - 1)[:, None, :]]
+    squares[:, ~inside] = np.nan
+    return squares.reshape(len(fields), len(y), size**2).swapaxes(0, 1)
 
 
 def _left_linear(values: Values, target: Values, coarse: Values, least: int) -> Values:
