@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -16,8 +18,17 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from sifscale.config import ConfigError, Normalisation, RandomCrop
+from sifscale.crop_kernels import cut as cut_kernel
+from sifscale.crop_kernels import load_kernels, score
 from sifscale.crops import CropPlan, Plans, make_plans
-from sifscale.datamodule import BatchOrder, CropBatches, CropDataModule, fit_scaler, training_pixels
+from sifscale.datamodule import (
+    BatchOrder,
+    CropBatches,
+    CropDataModule,
+    channel_ranges,
+    fit_scaler,
+    training_pixels,
+)
 from sifscale.features import Channel, FeatureCube
 from sifscale.splits import NOWHERE, TEST, TRAIN, VALIDATION
 
@@ -295,6 +306,47 @@ def test_scalers_are_those_of_numpy_and_leave_codes_alone() -> None:
     none = scaler_of(features, plans, "none")
     assert set(none.offset) == {0.0} and set(none.scale) == {1.0}
     assert (none.target_offset, none.target_scale) == (0, 1)
+
+
+@given(seed=st.integers(0, 999), mean=st.sampled_from([0.0, 1e4]))
+def test_scalers_of_samples_that_differ_are_those_of_all_pixels(seed: int, mean: float) -> None:
+    rng, features = np.random.default_rng(seed), make_features(seed)
+    features.predictors[0, 0] += np.float32(mean)
+    features.predictors[1, 0] *= np.float32(5)
+    inside = rng.random(SHAPE) < 0.3
+    inside[rng.integers(2)] &= rng.random() < 0.8  # at times a sample has none
+    values = features.predictors[:, 0][inside].astype(np.float64)
+    found = fit_scaler(features, inside, "zscore")
+    assert (found.offset[0], found.scale[0]) == pytest.approx((values.mean(), values.std()), rel=1e-10)
+    assert channel_ranges(features, inside)[0] == (values.min(), values.max())
+
+
+def test_ranges_are_those_of_scaled_channels_that_have_values() -> None:
+    features = make_features()
+    features.predictors[:, 0] = np.nan
+    coarse, evi, codes, flat = channel_ranges(features, np.ones(SHAPE, bool))
+    assert coarse == (np.inf, -np.inf) and codes == (-np.inf, np.inf) and flat[0] == flat[1] == np.float32(0.1)
+    assert evi == (np.nanmin(features.predictors[:, 1]), np.nanmax(features.predictors[:, 1]))
+
+
+def compiled_for() -> list[list[Any]]:
+    """Argument types that the loops are compiled for in this process."""
+    return [list(cast("Any", kernel).signatures) for kernel in (cut_kernel, score)]
+
+
+def compiled_before_and_by_batches() -> tuple[list[list[Any]], ...]:
+    before = compiled_for()
+    load_kernels()
+    loaded, module = compiled_for(), make_module(make_features())
+    for loader in (module.train_dataloader(), module.test_dataloader()):
+        next(iter(loader))
+    return before, loaded, compiled_for()
+
+
+def test_no_batch_waits_for_loops_that_were_loaded() -> None:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("forkserver")) as fresh:
+        before, loaded, used = fresh.submit(compiled_before_and_by_batches).result()
+    assert before == [[], []] and all(loaded) and used == loaded
 
 
 def test_a_channel_without_values_is_left_alone() -> None:

@@ -43,6 +43,7 @@ ROOMS = (
     "selection",
     "crop_kernels",
     "quantised",
+    "stored_arrays",
     "feature_store",
     "splits",
     "crops",

@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import cached_property
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import zarr
 from numpy.typing import NDArray
-from zarr.storage import LocalStore
 
 from sifscale.buffers import Buffers
 from sifscale.config import ConfigError
@@ -25,9 +23,7 @@ from sifscale.crop_kernels import side_by_side
 from sifscale.crops import CropPlan
 from sifscale.features import FeatureCube
 from sifscale.quantised import Quantised
-
-if TYPE_CHECKING:
-    import tensorstore
+from sifscale.stored_arrays import StoredArray, rows_of_chunks
 
 log = logging.getLogger(__name__)
 
@@ -121,23 +117,19 @@ class ChunkPool:
 
     def _read(self, sample: int, y0: int, x0: int, y1: int, x1: int) -> FeatureCube:
         """A part of one sample, in memory: all fields at once."""
-        import tensorstore
-
         parts: dict[str, Any] = {"cover": None}
         for name, field in self._fields.items():
             where, last = self._where(name, sample, y0, x0, y1, x1), name == "predictors"
             if name in self._stores:
-                parts[name] = self._memory[name].take(self._stores[name][where].shape, field.dtype, channels_last=last)
+                shape = (*(along.stop - along.start for along in where), *field.shape[len(where) :])
+                parts[name] = self._memory[name].take(shape, field.dtype, channels_last=last)
             else:  # made in memory
                 parts[name] = side_by_side(field[where]) if last else np.ascontiguousarray(field[where])
-        rows = self.features.coarse.chunks[1]
-        # Row by row of chunks: all of a window would wait in memory to be decoded.
-        for top, bottom in pairwise([y0, *range((y0 // rows + 1) * rows, y1, rows), y1]):
+        for top, bottom in rows_of_chunks(y0, y1, self.features.coarse.chunks[1]):
             waiting = []
             for name, store in self._stores.items():
                 into = parts[name][self._where(name, 0, top - y0, 0, bottom - y0, x1 - x0)]
-                chosen = store[self._where(name, sample, top, x0, bottom, x1)].translate_to[0]
-                waiting.append(tensorstore.array(into, copy=False, write=True).write(chosen))
+                waiting.append(store.read(self._where(name, sample, top, x0, bottom, x1), into))
             for written in waiting:
                 written.result()
         if isinstance(coded := self.features.predictors, Quantised):
@@ -147,35 +139,19 @@ class ChunkPool:
     def _where(self, name: str, sample: int, y0: int, x0: int, y1: int, x1: int) -> tuple[slice, ...]:
         """Where pixels of a sample lie in a field; all channels, and cells that hold any of them."""
         per = self.features.block_px if name == "footprint_weights" else 1
-        channels = (slice(None),) if name == "predictors" else ()
+        channels = (slice(0, len(self.features.channels)),) if name == "predictors" else ()
         cells = slice(y0 // per, -(-y1 // per)), slice(x0 // per, -(-x1 // per))
         return slice(sample, sample + 1), *channels, *cells
 
     @cached_property
-    def _stores(self) -> dict[str, tensorstore.TensorStore]:
-        import tensorstore
-
-        # Files are read faster than chunks are decoded: several at a time would wait in memory.
-        alone = tensorstore.Context({"file_io_concurrency": {"limit": 1}})
-        stored = {name: field for name, field in self._fields.items() if isinstance(field, zarr.Array)}
-        return {name: _reopened(field, alone) for name, field in stored.items()}
+    def _stores(self) -> dict[str, StoredArray]:
+        return {name: StoredArray(field) for name, field in self._fields.items() if isinstance(field, zarr.Array)}
 
 
 def _read_fields(features: FeatureCube) -> dict[str, Any]:
     """What is read of a cube: codes instead of what they stand for, as twice as many of them fit the limit."""
     fields = {name: field for name in FIELDS if (field := getattr(features, name)) is not None}
     return {name: field.codes if isinstance(field, Quantised) else field for name, field in fields.items()}
-
-
-def _reopened(array: zarr.Array[Any], context: tensorstore.Context) -> tensorstore.TensorStore:
-    """The same array for TensorStore, which reads beside Python, not within its lock."""
-    import tensorstore
-
-    store = array.store
-    assert isinstance(store, LocalStore)
-    where = {"driver": "file", "path": str(store.root / array.path)}
-    spec = {"driver": "zarr3", "kvstore": where}
-    return tensorstore.open(spec, open=True, read=True, context=context).result()
 
 
 def _layout(features: FeatureCube, size: int, mixed: bool, batch_size: int) -> tuple[tuple[int, int], int]:

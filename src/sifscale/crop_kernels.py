@@ -140,3 +140,11 @@ def score(valid: Mask, table: NDArray[np.int32], parts: NDArray[np.int8], part: 
             if parts.size:
                 for x in range(size):
                     scored[i, y, x] = scored[i, y, x] and parts[sample, y0 + y, x0 + x] == part
+
+
+def load_kernels() -> None:
+    """Have the loops for batches of float32 compiled, or loaded from the cache, before the first batch."""
+    field, mask, corner = np.zeros((1, 1, 1), np.float32), np.zeros((1, 1, 1), bool), np.zeros((1, 3), np.intp)
+    flat = field, field, field, mask
+    cut(field, None, flat, corner, corner[0, :1], field, flat)
+    score(mask, np.zeros((1, 7), np.int32), np.zeros((1, 1, 1), np.int8), 0, mask)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,7 @@ from sifscale.config import digest
 from sifscale.crop_kernels import MISSING
 from sifscale.features import Channel, FeatureCube
 from sifscale.quantised import Quantised, quantised
+from sifscale.stored_arrays import StoredArray, rows_of_chunks
 from sifscale.texture import TILE_PX
 from sifscale.whole import remove_leftovers, temporary
 
@@ -106,7 +108,7 @@ def open_features(path: Path, memory_limit_mb: int) -> FeatureCube:
     how = "kept in memory" if fits else "stays on disk, crops are cut from chunks read ahead"
     log.info("feature cube of %.1f MB: %s (trainer.memory_limit_mb = %d)", size_mb, how, memory_limit_mb)
     if fits:
-        arrays = {name: _in_memory(array) for name, array in arrays.items()}
+        arrays = {name: _in_memory(array, side_by_side=name == "predictors") for name, array in arrays.items()}
     attrs: dict[str, Any] = dict(group.attrs)
     return FeatureCube(
         channels=tuple(Channel(n, bool(s)) for n, s in zip(attrs["channels"], attrs["scaled"], strict=True)),
@@ -120,13 +122,27 @@ def open_features(path: Path, memory_limit_mb: int) -> FeatureCube:
     )
 
 
-def _in_memory(array: Any) -> NDArray[Any]:
-    """The whole array; predictors by rows of chunks, so that all channels of a pixel lie side by side."""
-    if len(array.shape) != 4:
-        return np.asarray(array[:])
-    samples, channels, y, x = array.shape
-    whole = np.empty((samples, y, x, channels), array.dtype)
-    for sample, top in np.ndindex(samples, -(-y // TILE_PX)):
-        rows = slice(top * TILE_PX, (top + 1) * TILE_PX)
-        whole[sample, rows] = np.moveaxis(array[sample, :, rows], 0, -1)
-    return np.moveaxis(whole, -1, 1)
+def _in_memory(field: Any, *, side_by_side: bool) -> NDArray[Any]:
+    """The whole field; side_by_side: all channels of a pixel, the second dimension, lie so."""
+    coded = field.codes if isinstance(field, Quantised) else None
+    stored = StoredArray(field if coded is None else coded)
+    whole, axis = _room(stored.shape, field.dtype, side_by_side), 2 if side_by_side else 1
+    for sample in range(stored.shape[0]):
+        for top, bottom in rows_of_chunks(0, stored.shape[axis], stored.chunks[axis]):
+            part = [slice(0, size) for size in stored.shape]
+            part[0], part[axis] = slice(sample, sample + 1), slice(top, bottom)
+            into = whole[tuple(part)]
+            if coded is None:
+                stored.read(tuple(part), into).result()
+            else:
+                codes = _room(into.shape, coded.dtype, side_by_side)
+                stored.read(tuple(part), codes).result()
+                into[...] = replace(field, codes=codes)[:]
+    return whole
+
+
+def _room(shape: tuple[int, ...], dtype: Any, side_by_side: bool) -> NDArray[Any]:
+    if not side_by_side:
+        return np.empty(shape, dtype)
+    samples, channels, y, x = shape
+    return np.moveaxis(np.empty((samples, y, x, channels), dtype), -1, 1)

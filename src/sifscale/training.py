@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from sifscale.config import (
     PersistenceConfig,
     RunConfig,
 )
+from sifscale.crop_kernels import load_kernels
 from sifscale.crops import Plans, covering_crops, make_plans
 from sifscale.cube import Cube
 from sifscale.datamodule import CropBatches, CropDataModule, channel_ranges, fit_scaler, training_pixels
@@ -74,6 +76,8 @@ def train_once(
     pl.seed_everything(run.seed, workers=True, verbose=False)
     cube = open_or_build(run)
     start.mark("cube")
+    # Half a second of Python, while the disk is waited for instead of before the first batch.
+    Thread(target=load_kernels, name="kernels").start()
     features = prepare_features(run, cube)
     start.mark("features")
     plans = prepare_plans(run, features)
