@@ -173,7 +173,7 @@ def inference(setting: Setting) -> Iterator[Row]:
 def waiting(setting: Setting) -> Iterator[Row]:
     """The share of a training that waits for data, on the largest simulated window, whose cube must be there.
 
-    Of two epochs: the first batch, for which code is loaded and the pool is filled, would be most of a shorter run.
+    Of two epochs: the first batch, for which the pool is filled, would be most of a shorter run.
     """
     words = [f"window={LARGEST}", *NETWORK]
     there = _has_cube([*words, f"paths.data={setting.data}"])
