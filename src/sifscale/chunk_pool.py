@@ -33,7 +33,7 @@ SLOTS = 5  # windows that a training batch is mixed from at least, where the lim
 AHEAD = 1  # windows that are read before they are needed
 DECODING = 0.3  # as much of a window again for its chunks that are read but not decoded
 BATCHES = 2  # that are alive at a time: one in use, one being filled
-BESIDE_MB = 105  # what else a process grows by, whatever the size of windows: LLVM's library alone takes 50
+BESIDE_MB = 112  # what else a process grows by, whatever the size of windows: LLVM's library alone takes 50
 FIELDS = ("predictors", "coarse", "target", "valid", "weight", "footprint_weights")
 
 
