@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sifscale import lbp, texture
 from sifscale.config import LbpFeature
 
-TILES = (2, texture.TILE_PX + 45, texture.TILE_PX + 15)  # two tiles each way
+TILES = (2, texture.TILE_EDGE_PX + 45, texture.TILE_EDGE_PX + 15)  # two tiles each way
 PATTERNS = (
     LbpFeature(source="evi", method="default", points=16, radius=3.0, encoding="scaled"),
     LbpFeature(source="evi", method="uniform", points=8, radius=1.0, encoding="onehot"),
@@ -51,6 +51,6 @@ def test_local_stats_of_a_field_of_several_tiles(seed: int, window_px: int) -> N
 
 
 def test_planes_are_made_a_tile_at_a_time() -> None:
-    edge = texture.TILE_PX
+    edge = texture.TILE_EDGE_PX
     found = texture.lbp_planes(lazy(field_with_ties(TILES)), PATTERNS[1])
     assert found.chunks == ((1, 1), (10,), (edge, 45), (edge, 15)) and found.dtype == np.float32

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ class Buffers:
 
     def __init__(self, least: int = 0) -> None:
         """least: bytes that every piece of memory has, so that each fits all."""
-        self._least = least
+        self._least, self._lock = least, Lock()
         self._pieces: list[tuple[NDArray[np.uint8], weakref.ref[NDArray[Any]]]] = []
 
     def take(self, shape: tuple[int, ...], dtype: DTypeLike, channels_last: bool = False) -> NDArray[Any]:
@@ -26,6 +27,10 @@ class Buffers:
         A NumPy view does not: NumPy lets views refer to the memory below them. channels_last: the second dimension
         varies fastest in memory.
         """
+        with self._lock:  # a pool's reader takes some, and who reads a crop on its own
+            return self._take(shape, dtype, channels_last)
+
+    def _take(self, shape: tuple[int, ...], dtype: DTypeLike, channels_last: bool) -> NDArray[Any]:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         idle = [memory for memory, user in self._pieces if user() is None]
         memory = next((piece for piece in idle if piece.nbytes >= size), None)

@@ -33,7 +33,7 @@ SLOTS = 5  # windows that a training batch is mixed from at least, where the lim
 AHEAD = 1  # windows that are read before they are needed
 DECODING = 0.3  # as much of a window again for its chunks that are read but not decoded
 BATCHES = 2  # that are alive at a time: one in use, one being filled
-BESIDE_MB = 112  # what else a process grows by, whatever the size of windows: LLVM's library alone takes 50
+BESIDE_MB = 105  # what else a process grows by, whatever the size of windows: LLVM's library alone takes 50
 FIELDS = ("predictors", "coarse", "target", "valid", "weight", "footprint_weights")
 
 
@@ -83,8 +83,7 @@ class ChunkPool:
     def crops(self, numbers: list[int]) -> Iterator[tuple[FeatureCube, Integers, Integers]]:
         """Cubes in memory that hold these crops, each to be read before the next is asked for.
 
-        With each, which of ``numbers`` it holds, (n,), and their sample, y0 and x0 in it, (n, 3). What comes next in
-        the order is read from then on, while the crops are being used.
+        With each, which of ``numbers`` it holds, (n,), and their sample, y0 and x0 in it, (n, 3).
         """
         self.prepare(self._place[numbers[0]])
         home, corner = self.home[numbers], self.plan.table[numbers, :3].astype(np.intp)
@@ -99,6 +98,9 @@ class ChunkPool:
                 sample, y, x = corner[one].tolist()
                 read = self._read(sample, y, x, y + self.plan.size, x + self.plan.size)
                 yield read, np.array([one]), np.zeros((1, 3), np.intp)
+
+    def read_on(self, numbers: list[int]) -> None:
+        """Start reading what comes after these crops, once nobody holds the cubes that they were in."""
         self.prepare(self._place[numbers].max() + 1)
 
     def release(self) -> None:

@@ -63,6 +63,8 @@ class CropBatches(Dataset[Batch]):
         """
         batch = self._room(len(numbers))
         self._fill(batch, numbers)
+        if self.pool is not None:  # while this batch is being used
+            self.pool.read_on(numbers)
         table, parts = self.plan.table[numbers], self.parts if self.parts is not None else _NO_PARTS
         score(batch["valid"][:, 0], table, parts, self.part, batch["scored"][:, 0])
         batch["crop"] = np.array(numbers, np.int64)

@@ -135,7 +135,7 @@ def covering_crops(part: Mask, valid: Mask, size: int, block_px: int) -> CropPla
     """Crops whose cores cover each pixel of ``part`` exactly once, with a halo of about a quarter of size.
 
     Crops stay inside the field, so the halo is thinner at its border; cores and crops are aligned with coarse
-    blocks.
+    blocks, of which the field and the size are multiples.
     """
     _check_size(size, part.shape)
     # A quarter of the crop, and the two coarse cells that bicubic interpolation reaches, as far as the size allows.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -34,21 +35,20 @@ class Scaler:
 
 
 def fit_scaler(features: FeatureCube, inside: NDArray[np.bool_], method: str) -> Scaler:
-    """Scaler from the pixels of ``inside`` (sample, y, x); codes and classes stay as they are.
+    """Scaler from the finite pixels of ``inside`` (sample, y, x); codes and classes stay as they are.
 
     zscore: mean and standard deviation; minmax: minimum and range; none: everything as it is. A channel that
     is constant there is only shifted.
     """
-    *found, target = _moments(features, inside)
-    pairs = [
-        moments.offset_scale(method) if channel.scaled else (0.0, 1.0)
-        for channel, moments in zip(features.channels, found, strict=True)
-    ]
-    return Scaler(tuple(o for o, _ in pairs), tuple(s for _, s in pairs), *target.offset_scale(method))
+    if method == "none":
+        channels = len(features.channels)
+        return Scaler((0.0,) * channels, (1.0,) * channels, 0.0, 1.0)
+    *pairs, target = (moments.offset_scale(method) for moments in _moments(features, inside))
+    return Scaler(tuple(o for o, _ in pairs), tuple(s for _, s in pairs), *target)
 
 
 def channel_ranges(features: FeatureCube, inside: NDArray[np.bool_]) -> tuple[tuple[float, float], ...]:
-    """Smallest and largest value of each channel on ``inside`` (sample, y, x); infinite for codes and classes.
+    """Smallest and largest finite value of each channel on ``inside`` (sample, y, x); infinite for codes and classes.
 
     A channel without any value there has the empty range (inf, -inf).
     """
@@ -80,8 +80,8 @@ class _Moments:
         self.count, self.low, self.high = total, min(self.low, float(known.min())), max(self.high, float(known.max()))
 
     def offset_scale(self, method: str) -> tuple[float, float]:
-        """As in `Scaler`, by a method of `fit_scaler`."""
-        if method == "none" or not self.count:
+        """As in `Scaler`, by "zscore" or "minmax"."""
+        if not self.count:
             return 0.0, 1.0
         if self.low == self.high:  # asked first: rounding makes the standard deviation of a constant positive
             return self.low, 1.0
@@ -91,12 +91,13 @@ class _Moments:
 
 
 def _moments(features: FeatureCube, inside: NDArray[np.bool_]) -> list[_Moments]:
-    """Of each channel and of the target over ``inside``, sample by sample: a cube on disk is read once."""
+    """Of each scaled channel and of the target over ``inside``, of others none; a cube on disk is read once."""
     found = [_Moments() for _ in range(len(features.channels) + 1)]
-    for sample in np.flatnonzero(inside.any(axis=(1, 2))):
-        fields = *np.asarray(features.predictors[sample]), np.asarray(features.target[sample])
-        for moments, field in zip(found, fields, strict=True):
-            moments.add(field[inside[sample]])
+    wanted = [channel.scaled for channel in features.channels] + [True]
+    for part in features.strips(inside):
+        fields = *np.asarray(features.predictors[part[0], :, part[1]]), np.asarray(features.target[part])
+        for moments, field in itertools.compress(zip(found, fields, strict=True), wanted):
+            moments.add(field[inside[part]])
     return found
 
 
@@ -171,7 +172,7 @@ class CropDataModule(pl.LightningDataModule):
             seed = hash((self.seed, self.trainer.current_epoch, int(batch["crop"][0]))) % 2**31
             if self.trainer.strategy.root_device.type == "cpu":
                 torch.default_generator.manual_seed(seed)
-            else:  # of all devices; where there is none, that takes a millisecond
+            else:  # of all devices, which where there are none takes a millisecond
                 torch.manual_seed(seed)
         return batch
 

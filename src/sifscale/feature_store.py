@@ -22,7 +22,7 @@ from sifscale.crop_kernels import MISSING
 from sifscale.features import Channel, FeatureCube
 from sifscale.quantised import Quantised, quantised
 from sifscale.stored_arrays import StoredArray, rows_of_chunks
-from sifscale.texture import TILE_PX
+from sifscale.texture import TILE_EDGE_PX
 from sifscale.whole import remove_leftovers, temporary
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def materialise(
     path = folder / f"features_{digest(FEATURES_VERSION, *key, *code)}.zarr"
     if path.exists():
         return path
-    chunks = (1, len(features.channels), *(min(TILE_PX, size) for size in features.coarse.shape[1:]))
+    chunks = (1, len(features.channels), *(min(TILE_EDGE_PX, size) for size in features.coarse.shape[1:]))
     flat = (chunks[0], *chunks[2:])
     dims = ("sample", "y", "x")
     fields = FIELDS if features.cover is None else (*FIELDS, "cover")

@@ -7,6 +7,7 @@ at the lower and right edge to a multiple of the coarse block.
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -75,6 +76,13 @@ class FeatureCube:
         """Channel names, in order."""
         return [channel.name for channel in self.channels]
 
+    def strips(self, inside: NDArray[np.bool_]) -> Iterator[tuple[int, slice]]:
+        """Sample and rows of parts with pixels of ``inside`` (sample, y, x), so small that any may be read at once."""
+        for sample, top in np.ndindex(len(inside), -(-inside.shape[1] // texture.TILE_EDGE_PX)):
+            rows = slice(top * texture.TILE_EDGE_PX, (top + 1) * texture.TILE_EDGE_PX)
+            if inside[sample, rows].any():
+                yield sample, rows
+
     def select(self, names: list[str]) -> FeatureCube:
         """The same cube with only these channels, in this order; reads the predictors unless it changes nothing."""
         if names == self.names:
@@ -135,7 +143,7 @@ def make_predictors(
     """Channels and lazy predictors (sample, channel, y, x) from bands on the grid of the target, not padded.
 
     ``bands`` may hold the coarse field as `OBSERVED`; otherwise it is made of ``target``. origin_px: where they begin
-    in the whole field (y, x), which the last bits of LBP depend on.
+    in the whole field (y, x), which ties of LBP depend on.
     """
     parts: list[tuple[list[Channel], da.Array]] = []
     for name in features.bands:
@@ -325,5 +333,5 @@ def _pad(field: da.Array, factor: int, fill: Any = np.nan) -> da.Array:
     width = [(0, 0)] * (field.ndim - 2) + [(0, lower), (0, right)]
     wide = da.pad(field, width, mode="edge") if fill == "edge" else da.pad(field, width, constant_values=fill)
     # Dask leaves the padding as chunks of its own; what comes next looks at whole samples, or at tiles.
-    size = texture.TILE_PX if max(field.numblocks[-2:]) > 1 else -1
+    size = texture.TILE_EDGE_PX if max(field.numblocks[-2:]) > 1 else -1
     return wide.rechunk({wide.ndim - 2: size, wide.ndim - 1: size})

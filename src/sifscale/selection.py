@@ -25,10 +25,10 @@ def correlations(features: FeatureCube, inside: NDArray[np.bool_]) -> tuple[list
     """
     index = [i for i, channel in enumerate(features.channels) if channel.scaled]
     sums = _PairSums.nothing(1 + len(index))
-    for sample in range(len(inside)):
-        here = inside[sample] & np.asarray(features.valid[sample])
-        columns = [np.asarray(features.coarse[sample])[here]]
-        predictors = np.asarray(features.predictors[sample])
+    for part in features.strips(inside):
+        here = inside[part] & np.asarray(features.valid[part])
+        columns = [np.asarray(features.coarse[part])[here]]
+        predictors = np.asarray(features.predictors[part[0], :, part[1]])
         columns += [predictors[i][here] for i in index]
         for start in range(0, len(columns[0]), PIXELS):
             sums.add(np.array([column[start : start + PIXELS] for column in columns], np.float64))
@@ -72,7 +72,7 @@ class _PairSums:
         variance = square - mean**2
         variance[variance <= ROUNDING * square] = np.nan
         found: Floats = (self.products / count - mean * mean.T) / np.sqrt(variance * variance.T)
-        return found
+        return found.clip(-1, 1)
 
 
 def choose(select: Select, bands: tuple[str, ...], names: list[str], matrix: Floats) -> list[str]:

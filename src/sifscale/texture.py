@@ -17,7 +17,7 @@ from scipy import ndimage
 from sifscale import grid, lbp
 from sifscale.config import LbpFeature
 
-TILE_PX = 256  # along an edge; as large as the chunks of a feature cube in a store
+TILE_EDGE_PX = 256  # along an edge; as large as the chunks of a feature cube in a store
 LOCAL_STATS = ("mean", "sd", "laplacian")
 
 Floats: TypeAlias = NDArray[np.float32]
@@ -50,7 +50,7 @@ def local_stats(field: da.Array, window_px: int) -> da.Array:
 
 
 def local_stats_tile(field: Floats, at: tuple[int, int], window_px: int) -> Floats:
-    """`local_stats` of a field in memory, wherever it lies."""
+    """`local_stats` of a field in memory; where it begins makes no difference."""
     wide = field.astype(np.float64)
     mean = grid.moving_mean(wide, window_px)
     square = grid.moving_mean(wide * wide, window_px)
@@ -80,7 +80,7 @@ def _by_tiles(make: TileMaker, field: da.Array, halo_px: int, channels: int) -> 
 
     make: the planes of a tile with ``halo_px`` pixels around it, as far as the field goes, and where that begins.
     """
-    y, x = (da.arange(size, chunks=TILE_PX) for size in field.shape[1:])
+    y, x = (da.arange(size, chunks=TILE_EDGE_PX) for size in field.shape[1:])
     tile = partial(_tile, make=make, halo_px=halo_px)
     like = np.empty((0, 0, 0, 0), np.float32)
     return da.blockwise(tile, "scyx", field, "sij", y, "y", x, "x", new_axes={"c": channels}, meta=like)
